@@ -1,0 +1,102 @@
+"""The contracts between the parts of a decoder. See `specjax.core.types` for shapes and invariants."""
+
+from typing import Any, Literal, Protocol
+
+import jax
+
+from specjax.core import types
+
+
+class LanguageModel(Protocol):
+  """A frozen, hashable adapter that holds no arrays; parameters are always arguments."""
+
+  vocab_size: int
+
+  def init(self, key: jax.Array) -> Any:
+    """Fresh parameters, a nested dict of arrays."""
+
+  def forward(self, params: Any, batch: types.TrainingBatch) -> types.LMOutput:
+    """Teacher-forced logits [B, T, V] of a whole (packed) batch, without a cache. Differentiable."""
+
+  def prefill(self, params: Any, prompt: types.Prompt, capacity: int) -> tuple[types.Prefill, Any]:
+    """Runs the encoder and all but the last prompt token of each row.
+
+    `capacity` is static: the number of slots of every full cache layer. Returns the cache covering
+    `prompt.length - 1` tokens of each row; its leaves all have the batch as leading axis.
+    """
+
+  def extend(
+      self, params: Any, cache: Any, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN
+  ) -> tuple[types.LMOutput, Any]:
+    """Feeds the first `count` int32[B] of `tokens` int32[B, T] at each row's own end (0 leaves the row as it is).
+
+    Logits and hidden states at index >= count are unspecified and never read; slots past the new end may hold garbage.
+    The caller guarantees cache length + T <= capacity.
+    """
+
+  def length(self, cache: Any) -> jax.Array:
+    """int32[B], the number of tokens each row of the cache covers."""
+
+  def rewind(self, cache: Any, length: jax.Array) -> Any:
+    """Forgets everything past `length` int32[B], at most the width of the last extend back."""
+
+  def keep_path(self, cache: Any, length: jax.Array, path: jax.Array) -> Any:
+    """Keeps, of the block whose node 0 sits at slot `length` int32[B], the nodes `path` int32[B, N] (-1 pads), in order.
+
+    The cache then covers `length` + number of kept nodes.
+    """
+
+
+class Drafter(Protocol):
+  """A pytree: numbers are leaves, structure is static."""
+
+  num_draft_tokens: int
+
+  def init(self, params: Any, prompt: types.Prompt, prefill: types.Prefill, capacity: int) -> Any:
+    """The drafter's state; every leaf has the batch as leading axis."""
+
+  def propose(
+      self, params: Any, state: Any, uniforms: types.RoundUniforms, *, tokens: jax.Array, length: jax.Array,
+      sampling: types.Sampling, live: jax.Array, with_bonus: bool,
+  ) -> tuple[types.Proposal, Any]:
+    """Draft tokens that continue `tokens[:length]`, and the laws they were drawn from.
+
+    `live` bool[B]: rows that are not live propose nothing and keep their state. `with_bonus` is static: whether the
+    drafter's law behind its last draft token is asked for (one more pass).
+    """
+
+  def commit(
+      self, params: Any, state: Any, *, tokens: jax.Array, length: jax.Array, verdict: types.Verdict,
+      target_output: types.LMOutput,
+  ) -> Any:
+    """The state after the round: `tokens[:length]` is what is now committed."""
+
+
+class TargetRule(Protocol):
+  """Which law the output follows. *Unbatched*, pure; a pytree whose numbers are leaves."""
+
+  truncates: Literal['output', 'inputs']
+  needs_drafter_law: bool
+
+  def __call__(self, params: Any, inputs: types.RuleInputs) -> types.Goal:
+    """The goal law of one position."""
+
+
+class Verifier(Protocol):
+  """Makes the output follow the goal exactly. *Unbatched*, pure."""
+
+  def __call__(
+      self, accept_uniforms: jax.Array, final_uniforms: jax.Array, *, tokens: jax.Array, length: jax.Array,
+      drafter_log_probs: jax.Array, goal_log_probs: jax.Array,
+  ) -> tuple[types.Verdict, types.VerdictTrace]:
+    """Accepts a prefix of `tokens` int32[K] and draws the next token. `goal_log_probs` float[K + 1, V]."""
+
+
+class Recorder(Protocol):
+  """What a caller keeps of each step; runs after trimming."""
+
+  def init(self, batch: int, capacity: int) -> Any:
+    """An empty record; every leaf has the batch as leading axis."""
+
+  def update(self, record: Any, *, tokens, length, proposal, target_output, goal, verdict) -> Any:
+    """The record after one step."""
