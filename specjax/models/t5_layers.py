@@ -1,0 +1,300 @@
+"""The layers of T5: relative position bias, attention without scaling, MLP, and the two stacks.
+
+Every weight is a leaf of its own, 2-D, in the orientation in which it is multiplied, so that a decoding loop neither
+slices, transposes nor copies it. Activations are `dtype`; norms, attention scores and logits at least float32.
+"""
+
+from typing import Any, Callable
+
+from flax import linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specjax.models import t5_configs
+
+
+def accumulation_dtype(dtype: Any) -> Any:
+  """The dtype in which norms, softmax and logits are computed: `dtype`, but at least float32."""
+  # Not jnp.promote_types: under strict promotion it refuses bfloat16 with float32.
+  return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
+
+
+def bucket_of_distance(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
+  """Bucket of each relative position -max_distance..max_distance (key minus query), host int32[2 * max_distance + 1].
+
+  Half of the buckets hold one distance each, the others grow geometrically up to `max_distance`. The boundaries are
+  compared as integers: the usual float32 logarithm puts distance 16 of the encoder on an edge.
+  """
+  relative = np.arange(-max_distance, max_distance + 1)
+  offset = np.zeros_like(relative)
+  if bidirectional:
+    num_buckets //= 2
+    offset = np.where(relative > 0, num_buckets, 0)
+    distance = np.abs(relative)
+  else:
+    distance = np.maximum(-relative, 0)
+  exact = num_buckets // 2
+  steps = num_buckets - exact
+  # Bucket exact + j starts at the least n with n >= exact * (max_distance / exact) ** (j / steps).
+  wide = [
+      sum(int(n) ** steps >= exact ** (steps - j) * max_distance**j for j in range(1, steps)) for n in distance
+  ]
+  return (offset + np.where(distance < exact, distance, exact + np.array(wide))).astype(np.int32)
+
+
+def attention(
+    queries: jax.Array, keys: jax.Array, values: jax.Array, *, mask: jax.Array, bias: jax.Array | None = None
+) -> jax.Array:
+  """Attention over all keys at once: queries [B, N, T, H], keys and values [B, N, S, H] -> [B, N, T, H].
+
+  Args:
+    mask: bool[B or 1, 1, T or 1, S]. A query that sees no key returns 0.
+    bias: float[B or 1, N, T, S] added to the scores. T5 does not divide the scores by sqrt(H).
+  """
+  wide = accumulation_dtype(queries.dtype)
+  scores = jnp.einsum('bnth,bnsh->bnts', queries, keys, preferred_element_type=wide)
+  if bias is not None:
+    scores = scores + bias.astype(wide)
+  scores = jnp.where(mask, scores, jnp.finfo(wide).min)
+  weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
+  return jnp.einsum('bnts,bnsh->bnth', weights.astype(values.dtype), values)
+
+
+class Norm(nn.Module):
+  """Root mean square norm without mean or bias, in at least float32."""
+
+  epsilon: float
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    wide = accumulation_dtype(self.dtype)
+    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+    x = x.astype(wide)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
+    return (x * scale.astype(wide)[None, None, :]).astype(self.dtype)
+
+
+class Linear(nn.Module):
+  """`x @ kernel`, no bias. `stddev` of the normal initialiser; None is fan_in ** -0.5."""
+
+  features: int
+  dtype: Any
+  param_dtype: Any
+  stddev: float | None = None
+  output_dtype: Any = None
+
+  @nn.compact
+  def __call__(self, x):
+    stddev = x.shape[-1] ** -0.5 if self.stddev is None else self.stddev
+    kernel = self.param('kernel', nn.initializers.normal(stddev), (x.shape[-1], self.features), self.param_dtype)
+    return jnp.einsum(
+        'btd,df->btf', x, kernel.astype(self.dtype), preferred_element_type=self.output_dtype or self.dtype)
+
+
+class Embedder(nn.Module):
+  """Token embeddings, unscaled."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self):
+    shape = (self.config.vocab_size, self.config.embed_dim)
+    self.embedding = self.param('embedding', nn.initializers.normal(1.0), shape, self.param_dtype)
+
+  def __call__(self, tokens):
+    # 'clip': whatever stands in a padding slot must not become NaN, which is what the default mode fills in.
+    return jnp.take(self.embedding, tokens, axis=0, mode='clip').astype(self.dtype)
+
+  def attend(self, x):
+    """Logits [B, T, V] of the tied head."""
+    return jnp.einsum(
+        'btd,vd->btv', x, self.embedding.astype(self.dtype), preferred_element_type=accumulation_dtype(self.dtype))
+
+
+class RelativeBias(nn.Module):
+  """The additive position bias of one stack, shared by its layers."""
+
+  config: t5_configs.T5Config
+  bidirectional: bool
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, query_positions, key_positions):
+    """Bias [B, N, T, S] for positions int32[B, T] and int32[B, S]."""
+    config = self.config
+    table = self.param(
+        'embedding', nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
+        (config.num_buckets, config.num_heads), self.param_dtype)
+    limit = config.max_distance
+    # One small row per distance, so that a score needs one gather and no logarithm.
+    by_distance = table[bucket_of_distance(config.num_buckets, limit, self.bidirectional)]
+    distance = key_positions[:, None, :] - query_positions[:, :, None]
+    bias = by_distance[jnp.clip(distance, -limit, limit) + limit]
+    return jnp.transpose(bias, (0, 3, 1, 2)).astype(accumulation_dtype(self.param_dtype))
+
+
+class Attention(nn.Module):
+  """The four projections of one attention; what lies between them is the caller's."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self):
+    config, dtypes = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    joined = config.num_heads * config.head_dim
+    # The missing 1 / sqrt(head_dim) of the scores is folded into the initial queries.
+    self.query = Linear(joined, stddev=(config.embed_dim * config.head_dim) ** -0.5, **dtypes)
+    self.key = Linear(joined, **dtypes)
+    self.value = Linear(joined, **dtypes)
+    self.output = Linear(config.embed_dim, **dtypes)
+
+  def _split(self, x):
+    x = x.reshape(x.shape[0], x.shape[1], self.config.num_heads, self.config.head_dim)
+    return jnp.swapaxes(x, 1, 2)
+
+  def queries(self, x):
+    """[B, T, D] -> [B, N, T, H]."""
+    return self._split(self.query(x))
+
+  def keys_values(self, x):
+    """[B, S, D] -> two of [B, N, S, H]."""
+    return self._split(self.key(x)), self._split(self.value(x))
+
+  def merge(self, context):
+    """[B, N, T, H] -> [B, T, D]."""
+    context = jnp.swapaxes(context, 1, 2)
+    return self.output(context.reshape(context.shape[0], context.shape[1], -1))
+
+
+class MLP(nn.Module):
+  """down(relu(up x)), or down(gelu(gate x) * up x)."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  @nn.compact
+  def __call__(self, x):
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    up = Linear(self.config.mlp_dim, name='up', **dtypes)(x)
+    if self.config.mlp == 'gated_gelu':
+      gate = Linear(self.config.mlp_dim, name='gate', **dtypes)(x)
+      hidden = nn.gelu(gate, approximate=True) * up
+    else:
+      hidden = nn.relu(up)
+    return Linear(self.config.embed_dim, name='down', **dtypes)(hidden)
+
+
+class EncoderLayer(nn.Module):
+  """Self-attention and MLP, pre-norm."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self):
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    self.pre_attention_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.attention = Attention(self.config, **dtypes)
+    self.pre_mlp_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.mlp = MLP(self.config, **dtypes)
+
+  def __call__(self, x, *, mask, bias):
+    y = self.pre_attention_norm(x)
+    context = attention(self.attention.queries(y), *self.attention.keys_values(y), mask=mask, bias=bias)
+    x = x + self.attention.merge(context)
+    return x + self.mlp(self.pre_mlp_norm(x))
+
+
+class Encoder(nn.Module):
+  """The encoder stack: embedded tokens [B, S, D] and segments int32[B, S] -> [B, S, D], 0 on padding."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self):
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    self.layer = [EncoderLayer(self.config, **dtypes) for _ in range(self.config.num_encoder_layers)]
+    self.relative_bias = RelativeBias(self.config, bidirectional=True, param_dtype=self.param_dtype)
+    self.final_norm = Norm(self.config.norm_epsilon, **dtypes)
+
+  def __call__(self, x, segments):
+    # Segments are contiguous, so inside one of them the distance of two positions is that of their indices.
+    positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
+    bias = self.relative_bias(positions, positions)
+    mask = same_segment(segments, segments)
+    for layer in self.layer:
+      x = layer(x, mask=mask, bias=bias)
+    return jnp.where(segments[:, :, None] > 0, self.final_norm(x), 0)
+
+
+class DecoderLayer(nn.Module):
+  """Self-attention, cross-attention and MLP, pre-norm."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self):
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    self.pre_self_attention_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.self_attention = Attention(self.config, **dtypes)
+    self.pre_cross_attention_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.cross_attention = Attention(self.config, **dtypes)
+    self.pre_mlp_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.mlp = MLP(self.config, **dtypes)
+
+  def __call__(self, x, *, attend_self, attend_cross):
+    y = self.pre_self_attention_norm(x)
+    x = x + self.self_attention.merge(attend_self(self.self_attention.queries(y), *self.self_attention.keys_values(y)))
+    y = self.pre_cross_attention_norm(x)
+    x = x + self.cross_attention.merge(attend_cross(self.cross_attention.queries(y)))
+    return x + self.mlp(self.pre_mlp_norm(x))
+
+
+class Decoder(nn.Module):
+  """The decoder stack. Where the keys of self-attention come from is the caller's: a whole sequence, or a cache."""
+
+  config: t5_configs.T5Config
+  dtype: Any
+  param_dtype: Any
+
+  def setup(self):
+    dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
+    self.layer = [DecoderLayer(self.config, **dtypes) for _ in range(self.config.num_decoder_layers)]
+    self.relative_bias = RelativeBias(self.config, bidirectional=False, param_dtype=self.param_dtype)
+    self.final_norm = Norm(self.config.norm_epsilon, **dtypes)
+
+  def cross_keys_values(self, encoded):
+    """Keys and values [B, N, S, H] of each layer's cross-attention, computed once per encoder input."""
+    return [layer.cross_attention.keys_values(encoded) for layer in self.layer]
+
+  def __call__(
+      self, x: jax.Array, *, attend_self: Callable[..., jax.Array], cross: list[Any], cross_mask: jax.Array
+  ) -> jax.Array:
+    """Last hidden states [B, T, D].
+
+    Args:
+      x: [B, T, D] embedded tokens.
+      attend_self: (layer index, queries, keys, values, relative bias) -> context [B, N, T, H].
+      cross: keys and values of each layer.
+      cross_mask: bool[B, 1, T or 1, S].
+    """
+    for index, (layer, (keys, values)) in enumerate(zip(self.layer, cross, strict=True)):
+      x = layer(
+          x,
+          attend_self=lambda *qkv, i=index: attend_self(i, *qkv, self.relative_bias),
+          attend_cross=lambda q, k=keys, v=values: attention(q, k, v, mask=cross_mask))
+    return self.final_norm(x)
+
+
+def same_segment(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
+  """bool[B, 1, T, S]: both sides carry the same segment number, and it is not padding."""
+  queries, keys = query_segments[:, None, :, None], key_segments[:, None, None, :]
+  return (queries == keys) & (keys > 0)
