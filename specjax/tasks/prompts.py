@@ -1,0 +1,36 @@
+"""An example as the tokens that a model reads and is asked for.
+
+    decoder only      bos inputs separator | targets eos      the prompt ends before the bar
+    encoder-decoder   encoder: inputs eos    decoder: pad | targets eos
+"""
+
+from specjax.tasks.example import Example
+from specjax.tasks.vocabulary import Tokenizer
+
+
+def decoder_only_prompt(example: Example, tokenizer: Tokenizer) -> list[int]:
+  """What a decoder-only model is given before it answers: `bos inputs separator`."""
+  return [tokenizer.bos_id, *tokenizer.encode(example.inputs), tokenizer.separator_id]
+
+
+def encoder_tokens(example: Example, tokenizer: Tokenizer) -> list[int]:
+  """What the encoder of an encoder-decoder is given: `inputs eos`."""
+  return [*tokenizer.encode(example.inputs), tokenizer.eos_id]
+
+
+def decoder_start(tokenizer: Tokenizer) -> list[int]:
+  """What the decoder of an encoder-decoder is given before it answers: the pad token, as in T5."""
+  return [tokenizer.pad_id]
+
+
+def target_tokens(example: Example, tokenizer: Tokenizer) -> list[int]:
+  """The reference answer: `targets eos`."""
+  return [*tokenizer.encode(example.targets), tokenizer.eos_id]
+
+
+def answer_text(tokens, tokenizer: Tokenizer) -> str:
+  """The text of generated tokens up to the first eos, for a scorer."""
+  tokens = [int(token) for token in tokens]
+  if tokenizer.eos_id in tokens:
+    tokens = tokens[:tokens.index(tokenizer.eos_id)]
+  return tokenizer.decode(tokens)
