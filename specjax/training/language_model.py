@@ -1,0 +1,121 @@
+"""Training a language model from scratch on packed examples."""
+
+import dataclasses
+import pathlib
+from typing import Any, Callable
+
+from absl import logging
+import jax
+import numpy as np
+
+from specjax.checkpoints import native
+from specjax.core import errors
+from specjax.core import protocols
+from specjax.training import batches
+from specjax.training import loop
+from specjax.training import losses
+from specjax.training import metric_log
+from specjax.training import optimizer as optimizers
+from specjax.training import stopping
+
+
+@dataclasses.dataclass(frozen=True)
+class LanguageModelConfig:
+  """Everything a run's result depends on, besides the model and the data.
+
+  Attributes:
+    seed: of the initialisation and of the order of the examples.
+    batch_size: packed rows per step.
+    z_loss: see `losses.next_token_loss`.
+    input_weight: loss weight of input tokens of a decoder-only model.
+    optimizer: the optimizer.
+  """
+
+  seed: int
+  batch_size: int
+  optimizer: optimizers.OptimizerConfig
+  z_loss: float = 0.0
+  input_weight: float = 0.0
+
+
+def make_loss(model: protocols.LanguageModel, *, z_loss: float) -> loop.LossFunction:
+  """Next-token loss of `model` as a loss function of the loop; it needs no constants."""
+
+  def loss_function(params, unused_constants, batch):
+    return losses.next_token_loss(model.forward(params, batch).logits, batch.targets, batch.weights, z_loss=z_loss)
+
+  return loss_function
+
+
+def make_evaluate(model: protocols.LanguageModel, data: batches.PackedData, *, batch_size: int) -> Callable:
+  """`evaluate(params)`: loss (nats per scored token) and accuracy over all whole batches of `data`."""
+  loss_function = jax.jit(make_loss(model, z_loss=0.0))
+  num_batches = max(len(data) // batch_size, 1)
+
+  def evaluate(params):
+    sums = np.zeros(3)
+    for number in range(num_batches):
+      index = np.arange(number * batch_size, min((number + 1) * batch_size, len(data)))
+      _, metrics = loss_function(params, None, data.rows(index))
+      scored = float(metrics['num_scored'])
+      sums += [float(metrics['loss']) * scored, float(metrics['accuracy']) * scored, scored]
+    return {'loss': sums[0] / max(sums[2], 1), 'accuracy': sums[1] / max(sums[2], 1)}
+
+  return evaluate
+
+
+def train_language_model(
+    model: protocols.LanguageModel, *, train_data: batches.PackedData, validation_data: batches.PackedData,
+    config: LanguageModelConfig, loop_config: loop.LoopConfig, output_dir: str, model_description: dict[str, Any],
+    tensorboard: bool = True, show_progress: bool = True, keep_checkpoints: int = 2,
+) -> tuple[Any, bool]:
+  """The trained parameters, and whether training is complete; continues from `output_dir` if there is a checkpoint.
+
+  Returns early with False after SIGTERM or SIGINT, with everything saved.
+
+  Raises:
+    ConfigError: when `output_dir` holds a run of another model, data or configuration; names the first difference.
+  """
+  optimizer = optimizers.make_optimizer(config.optimizer)
+  identity = {
+      'model': model_description, 'config': dataclasses.asdict(config), 'train_data': train_data.fingerprint(),
+      'num_steps': loop_config.num_steps,
+  }
+  checkpoints = native.TrainingCheckpoints(pathlib.Path(output_dir) / 'checkpoints', keep=keep_checkpoints)
+  fresh_state = lambda: loop.init_state(model.init(jax.random.key(config.seed)), optimizer)
+  with stopping.StopRequest() as stop:
+    restored = checkpoints.restore_newest(jax.eval_shape(fresh_state))
+    if restored is None:
+      state = jax.jit(fresh_state)()
+    else:
+      _check_same_run(identity, restored[2], output_dir)
+      state = jax.tree.map(jax.numpy.array, restored[1])
+      logging.info('resumed %s at step %d', output_dir, restored[0])
+    log = metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard)
+
+    def batch_at(step):
+      index = batches.batch_indices(
+          step, num_examples=len(train_data), batch_size=config.batch_size, seed=config.seed
+      )
+      return train_data.rows(index, input_weight=config.input_weight)
+
+    state, complete = loop.fit(
+        state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
+        batch_at=batch_at, evaluate=make_evaluate(model, validation_data, batch_size=config.batch_size),
+        count_tokens=batches.count_tokens, learning_rate=optimizers.schedule(config.optimizer), config=loop_config,
+        checkpoints=checkpoints, metadata=identity, log=log, stop=stop, show_progress=show_progress,
+    )
+    log.close()
+  return state.params, complete
+
+
+def _check_same_run(wanted, stored, where, path=''):
+  for name in sorted(wanted.keys() | stored.keys()):
+    ours, theirs = wanted.get(name), stored.get(name)
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+      _check_same_run(ours, theirs, where, f'{path}{name}.')
+    elif ours != theirs:
+      raise errors.ConfigError(
+          what=f'{path}{name} of the run to resume', where=where, got=theirs, expected=ours,
+          fix='choose another --output_dir or restore the old setting',
+      )

@@ -1,0 +1,35 @@
+"""Losses over teacher-forced logits."""
+
+import jax
+import jax.numpy as jnp
+
+
+def next_token_loss(
+    logits: jax.Array, targets: jax.Array, weights: jax.Array, *, z_loss: float
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Weighted mean cross-entropy in nats per token, and the metrics beside it.
+
+  Args:
+    logits: float[B, T, V].
+    targets: int32[B, T].
+    weights: float[B, T], 0 where nothing is to be predicted.
+    z_loss: weight of log(normaliser)^2, which keeps logits from drifting; 0 for none.
+
+  Returns:
+    The loss with the z-loss, and `loss` (without it) and `accuracy` over the positions whose weight is at least 1.
+  """
+  logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+  log_normaliser = jax.nn.logsumexp(logits, axis=-1)
+  picked_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+  nats = log_normaliser - picked_logits
+  total = jnp.maximum(jnp.sum(weights), 1.0)
+  objective = jnp.sum(weights * (nats + z_loss * jnp.square(log_normaliser))) / total
+  scored = weights >= 1.0
+  num_scored = jnp.maximum(jnp.sum(scored), 1)
+  correct = jnp.sum(scored & (jnp.argmax(logits, axis=-1) == targets))
+  metrics = {
+      'loss': jnp.sum(jnp.where(scored, nats, 0.0)) / num_scored,
+      'accuracy': correct / num_scored,
+      'num_scored': jnp.sum(scored),
+  }
+  return objective, metrics
