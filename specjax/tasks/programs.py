@@ -86,7 +86,7 @@ def _condition(draws: Draws, name: str) -> tuple[str, str]:
 
 
 def _two_steps(draws: Draws):
-  steps = [_operation(draws, 'x', 60) for _ in range(2)]
+  steps = [_operation(draws, 'x', 99) for _ in range(2)]
   return [phrase for phrase, _ in steps], [f'x={expression}' for _, expression in steps], 'x'
 
 
@@ -117,7 +117,7 @@ def _conditional(draws: Draws):
 
 def _pipeline(draws: Draws):
   claim, condition = _condition(draws, 'e')
-  phrase, expression = _operation(draws, 'e', 20, allow_square=True)
+  phrase, expression = _operation(draws, 'e', 60, allow_square=True)
   stages = [(f'keep each e in v if {claim}', f'v=keep(v,{condition})'),
             (f'for each e in v {phrase}', f'v=map(v,{expression})')]
   order = draws.below(4)

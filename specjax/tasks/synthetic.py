@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Iterator, Sequence
 
 from specjax.core.errors import ParamError
+from specjax.metrics.quality import exact_match
 from specjax.tasks import arithmetic, programs, records, translation
 from specjax.tasks.example import SPLITS, Draws, Example, split_of
 
@@ -67,8 +68,11 @@ def examples(split: str, count: int, *, seed: int = 0, domains: Sequence[str] = 
 def score(example: Example, prediction: str) -> float:
   """1.0 when a prediction answers the question, otherwise 0.0; any text is judged, none raises.
 
-  Arithmetic compares the final number, programs are run, translation and records are compared with the reference.
+  Arithmetic compares the final number, programs are run, translation, records and examples of other domains are
+  compared with the reference.
   """
+  if example.domain not in _GENERATORS:
+    return exact_match(example.targets, prediction)
   return _GENERATORS[example.domain].score(example, prediction)
 
 

@@ -19,7 +19,7 @@ def generate(draws: Draws, level: int) -> tuple[str, str, dict]:
   """A phrase to translate.
 
   Level 1 is a date in digits, a clock time with a weekday, or a number below 100; level 2 a number below 1000 or a
-  time with weekday and part of the day; level 3 a number below 10,000 or a date in words; level 4 a number below
+  time with day, month and part of the day; level 3 a number below 10,000 or a date in words; level 4 a number below
   1,000,000 or a date in words with weekday and year.
 
   Returns:
@@ -47,8 +47,7 @@ def _number(low: int, high: int):
 def _short_date(draws: Draws):
   month = draws.below(12)
   day, year = draws.between(1, _MONTH_LENGTHS[month]), draws.between(1800, 2039)
-  suffix = 'th' if 10 < day < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(day % 10, 'th')
-  return f'the {day}{suffix} of {_EN_MONTHS[month]} {year}', f'der {day}. {_DE_MONTHS[month]} {year}'
+  return f'the {_digit_ordinal(day)} of {_EN_MONTHS[month]} {year}', f'der {day}. {_DE_MONTHS[month]} {year}'
 
 
 def _time(draws: Draws):
@@ -57,10 +56,11 @@ def _time(draws: Draws):
           f'am {_DE_DAYS[day]} um {numerals.german_time(hour, minute)}')
 
 
-def _long_time(draws: Draws):
-  english, german = _time(draws)
-  part = draws.below(4)
-  return f'{english} {_EN_PARTS[part]}', f'{german} {_DE_PARTS[part]}'
+def _appointment(draws: Draws):
+  month, part = draws.below(12), draws.below(4)
+  day, hour, minute = draws.between(1, _MONTH_LENGTHS[month]), draws.between(1, 12), 5 * draws.below(12)
+  return (f'on the {_digit_ordinal(day)} of {_EN_MONTHS[month]} at {numerals.english_time(hour, minute)} '
+          f'{_EN_PARTS[part]}'), f'am {day}. {_DE_MONTHS[month]} um {numerals.german_time(hour, minute)} {_DE_PARTS[part]}'
 
 
 def _word_date(draws: Draws):
@@ -76,9 +76,15 @@ def _full_date(draws: Draws):
   return f'{_EN_DAYS[day]}, {english}', f'{_DE_DAYS[day]}, {german}'
 
 
+def _digit_ordinal(number: int) -> str:
+  """`1st`, `22nd`, `13th`."""
+  suffix = 'th' if 10 < number < 14 else {1: 'st', 2: 'nd', 3: 'rd'}.get(number % 10, 'th')
+  return f'{number}{suffix}'
+
+
 _PHRASES = {
     1: (('date', _short_date), ('date', _short_date), ('time', _time), _number(0, 99)),
-    2: (('time', _long_time), _number(100, 999)),
+    2: (('time', _appointment), _number(100, 999)),
     3: (('date', _word_date), _number(1000, 9999)),
     4: (('date', _full_date), _number(10000, 999999)),
 }
