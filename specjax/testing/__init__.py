@@ -1,0 +1,1 @@
+"""Shipped test machinery: toy models, exact enumeration, statistics, mutants and conformance suites."""

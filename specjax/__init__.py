@@ -1,0 +1,34 @@
+"""specjax: fast language-model decoding in JAX; speculative decoding, cascades and their relatives, proved exact."""
+
+import importlib
+
+_LAZY = {
+    'generate': ('specjax.decode.generate', 'generate'),
+    'stream': ('specjax.decode.generate', 'stream'),
+    'DecodeResult': ('specjax.decode.generate', 'DecodeResult'),
+    'SamplingParams': ('specjax.core.checks', 'SamplingParams'),
+    'Status': ('specjax.core.types', 'Status'),
+    'SpecjaxError': ('specjax.core.errors', 'SpecjaxError'),
+    'SpeculativeDecoder': ('specjax.decode.speculative', 'SpeculativeDecoder'),
+    'speculative': ('specjax.decode.methods', 'speculative'),
+    'autoregressive': ('specjax.decode.methods', 'autoregressive'),
+    'ModelDrafter': ('specjax.drafters', 'ModelDrafter'),
+    'NoDrafter': ('specjax.drafters', 'NoDrafter'),
+    'Lossless': ('specjax.rules', 'Lossless'),
+    'Chow': ('specjax.rules', 'Chow'),
+    'TokenV3': ('specjax.rules', 'TokenV3'),
+    'load_pair': ('specjax.pairs.builtin', 'load_pair'),
+}
+
+__all__ = sorted(_LAZY)
+
+
+def __getattr__(name):
+  if name in _LAZY:
+    module, attribute = _LAZY[name]
+    return getattr(importlib.import_module(module), attribute)
+  raise AttributeError(f"module 'specjax' has no attribute {name!r}")
+
+
+def __dir__():
+  return __all__

@@ -1,0 +1,191 @@
+"""THE jit boundary of decoding: one executable per (structure, batch, prompt width, capacity), compiled once and logged.
+
+Numbers (thresholds, temperatures, limits, learned weights) are arguments of the executables; only structure compiles. The
+decoding state is donated and returned, nothing calls back to the host inside, and `decode` is one `lax.while_loop`.
+
+    state = run.prefill(decoder, params, requests, capacity=256)
+    state = run.decode(decoder, params, state, max_steps=1000)
+    result = run.collect(state)
+"""
+
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+import numpy as np
+
+from specjax.core import types
+
+
+class CompileRecord(NamedTuple):
+  """One executable: its entry point, a description of the shapes, and what tracing and compiling took (seconds)."""
+
+  name: str
+  shapes: str
+  trace_seconds: float
+  compile_seconds: float
+
+
+_EXECUTABLES = {}
+_LOG = []
+
+
+def compile_log():
+  """Tuple of `CompileRecord`, every executable this process compiled, in order."""
+  return tuple(_LOG)
+
+
+def clear():
+  """Forgets all executables and the log."""
+  _EXECUTABLES.clear()
+  _LOG.clear()
+
+
+def prefill(decoder, params, requests, *, capacity):
+  """The decoding state before the first round. Compiled per structure, batch, prompt width and `capacity` (static)."""
+  return compiled('prefill', decoder, params, requests, capacity=capacity)(_leaves(decoder), params, requests)
+
+
+def decode(decoder, params, state, *, max_steps):
+  """The state after at most `max_steps` rounds (traced), or when every row has stopped. `state` is donated."""
+  steps = np.int32(max_steps)
+  return compiled('decode', decoder, params, state, steps)(_leaves(decoder), params, state, steps)
+
+
+def step(decoder, params, state):
+  """The state after one round, for notebooks; the same step as `decode`. `state` is donated."""
+  return compiled('step', decoder, params, state)(_leaves(decoder), params, state)
+
+
+def insert(state, rows, other):
+  """`state` with row `rows[i]` int32[N] replaced by row i of `other`; same structure, no recompile."""
+  return compiled('insert', None, state, rows, other)(state, rows, other)
+
+
+def finish(state, rows):
+  """`state` with the rows bool[B] stopped (status STOP): inert until replaced."""
+  return compiled('finish', None, state, rows)(state, rows)
+
+
+def compiled(name, decoder, *args, **static):
+  """The executable of an entry point for these arguments, compiled on first use.
+
+  Args:
+    name: 'prefill', 'decode', 'step', 'insert' or 'finish'.
+    decoder: the decoder, or None for entry points that need none.
+    *args: its traced arguments, arrays or `jax.ShapeDtypeStruct`.
+    **static: static arguments.
+
+  Returns:
+    `jax.stages.Compiled`; its first argument is the decoder's leaves where there is a decoder.
+  """
+  prefix = () if decoder is None else (_leaves(decoder),)
+  traced = prefix + args
+  structure = jax.tree.structure(decoder)
+  leaves, treedef = jax.tree.flatten(traced)
+  key = (name, structure, treedef, tuple(map(_signature, leaves)), tuple(sorted(static.items())))
+  if key not in _EXECUTABLES:
+    _EXECUTABLES[key] = _compile(name, structure, traced, static, leaves)
+  return _EXECUTABLES[key]
+
+
+def _compile(name, structure, traced, static, leaves):
+  function, donated = _ENTRY_POINTS[name]
+  jitted = jax.jit(_named(name, lambda *args: function(structure, *args, **static)), donate_argnums=donated)
+  start = time.perf_counter()
+  lowered = jitted.lower(*traced)
+  traced_at = time.perf_counter()
+  executable = lowered.compile()
+  done = time.perf_counter()
+  biggest = max((jnp.shape(x) for x in leaves), key=lambda shape: int(np.prod(shape)), default=())
+  shapes = ', '.join([f'{k}={v}' for k, v in sorted(static.items())] + [f'largest leaf {tuple(biggest)}'])
+  _LOG.append(CompileRecord(name, shapes, traced_at - start, done - traced_at))
+  return executable
+
+
+def _named(name, function):
+  function.__name__ = f'specjax_{name}'
+  return function
+
+
+def _leaves(decoder):
+  """The decoder's numbers as arrays, so that a Python float and a new value of it share one executable."""
+  return [_as_array(leaf) for leaf in jax.tree.leaves(decoder)]
+
+
+def _as_array(leaf):
+  if isinstance(leaf, float):
+    return np.asarray(leaf, jnp.result_type(float))
+  if isinstance(leaf, (bool, np.bool_)):
+    return np.asarray(leaf)
+  if isinstance(leaf, int):
+    return np.asarray(leaf, np.int32)
+  return leaf
+
+
+def _signature(leaf):
+  return (jnp.shape(leaf), jnp.result_type(leaf), getattr(leaf, 'weak_type', False), getattr(leaf, 'sharding', None))
+
+
+def _prefill(structure, decoder_leaves, params, requests, *, capacity):
+  return jax.tree.unflatten(structure, decoder_leaves).init(params, requests, capacity)
+
+
+def _decode(structure, decoder_leaves, params, state, max_steps):
+  decoder = jax.tree.unflatten(structure, decoder_leaves)
+
+  def running(carry):
+    state, steps = carry
+    return jnp.any(state.status == types.Status.RUNNING) & (steps < max_steps)
+
+  def body(carry):
+    state, steps = carry
+    return decoder.step(params, state), steps + 1
+
+  return lax.while_loop(running, body, (state, jnp.int32(0)))[0]
+
+
+def _step(structure, decoder_leaves, params, state):
+  return jax.tree.unflatten(structure, decoder_leaves).step(params, state)
+
+
+def _insert(structure, state, rows, other):
+  del structure
+  return jax.tree.map(lambda old, new: old.at[rows].set(new), state, other)
+
+
+def _finish(structure, state, rows):
+  del structure
+  stopped = rows & (state.status == types.Status.RUNNING)
+  return state.replace(status=jnp.where(stopped, types.Status.STOP, state.status))
+
+
+_ENTRY_POINTS = {
+    'prefill': (_prefill, ()),
+    'decode': (_decode, (2,)),
+    'step': (_step, (2,)),
+    'insert': (_insert, (0,)),
+    'finish': (_finish, (0,)),
+}
+
+
+class Collected(NamedTuple):
+  """A finished batch on the host, numpy. Shapes as in `DecodeState`; stats are int64."""
+
+  tokens: np.ndarray
+  length: np.ndarray
+  prompt_length: np.ndarray
+  status: np.ndarray
+  log_probs: np.ndarray | None
+  stats: types.DecodeStats
+  record: object
+
+
+def collect(state):
+  """`Collected`: what a caller reads of a state, in one transfer. The state stays usable."""
+  wanted = (state.tokens, state.length, state.prompt_length, state.status, state.log_probs, state.stats, state.record)
+  tokens, length, prompt_length, status, log_probs, stats, record = jax.device_get(wanted)
+  stats = jax.tree.map(lambda x: np.asarray(x, np.int64), stats)
+  return Collected(tokens, length, prompt_length, status, log_probs, stats, record)

@@ -1,0 +1,273 @@
+"""The one decoding loop body: propose, extend the target, rule, verify, commit, rewind, count."""
+
+from typing import Any, Literal
+
+from flax import struct
+import jax
+import jax.numpy as jnp
+
+from specjax.core import protocols
+from specjax.core import types
+from specjax.ops import commit
+from specjax.ops import keys
+from specjax.ops import verification
+from specjax.ops import warping
+
+
+@struct.dataclass(kw_only=True)
+class TokenVerifier:
+  """Token-level verification of a chain (Leviathan et al. 2023, Algorithm 1)."""
+
+  def __call__(self, accept_uniforms, final_uniforms, *, tokens, length, drafter_log_probs, goal_log_probs):
+    return verification.verify_tokens(
+        accept_uniforms, final_uniforms, tokens=tokens, length=length, drafter_log_probs=drafter_log_probs,
+        goal_log_probs=goal_log_probs)
+
+
+class StepTrace(types.NamedTuple):
+  """What the comparisons of one step used, for exact enumeration: the proposal and the verifier's arrays, [B, ...]."""
+
+  proposal: types.Proposal
+  verdict: types.VerdictTrace
+
+
+@struct.dataclass(kw_only=True)
+class SpeculativeDecoder:
+  """Draft, verify, commit. Autoregressive decoding is the drafter that proposes nothing.
+
+  Parameters are one dict: `params['target']`, `params['drafter']` and, for learned rules, `params['rule']`.
+
+  Attributes:
+    target: the `LanguageModel` whose law matters, static.
+    drafter, rule, verifier, recorder: the parts, pytrees.
+    bonus: static; the law of the token after full acceptance: 'rule' (the output law does not depend on K; one more
+      drafter pass for rules that need its law) or 'target' (the law is round-structured).
+    with_log_probs: static; keep the target's log-probability of what is emitted.
+  """
+
+  target: protocols.LanguageModel = struct.field(pytree_node=False)
+  drafter: Any
+  rule: Any
+  verifier: Any = TokenVerifier()
+  recorder: Any = None
+  bonus: Literal['rule', 'target'] = struct.field(pytree_node=False, default='rule')
+  with_log_probs: bool = struct.field(pytree_node=False, default=True)
+
+  @property
+  def slack(self):
+    """Slots a row needs beyond its last token to run one more round."""
+    return self.drafter.num_draft_tokens + 1
+
+  def init(self, params, requests, capacity):
+    """The state before the first round: prompts prefilled, last prompt token pending.
+
+    Args:
+      params: dict of parameters.
+      requests: `Requests`.
+      capacity: static, L: prompt + new tokens + `slack`.
+    """
+    prompt = requests.prompt
+    batch, width = prompt.tokens.shape
+    prefill, cache = self.target.prefill(params['target'], prompt, capacity)
+    drafter_state = self.drafter.init(params.get('drafter'), prompt, prefill, capacity)
+    max_length = prompt.length + requests.max_new_tokens
+    has_room = prompt.length + self.slack <= capacity
+    status = jnp.where(has_room, types.Status.RUNNING, types.Status.CAPACITY)
+    status = jnp.where(requests.max_new_tokens > 0, status, types.Status.LIMIT)
+    log_probs = jnp.zeros((batch, capacity), requests.sampling.temperature.dtype) if self.with_log_probs else None
+    return types.DecodeState(
+        tokens=jnp.pad(prompt.tokens, ((0, 0), (0, capacity - width))),
+        length=prompt.length,
+        prompt_length=prompt.length,
+        max_length=max_length,
+        status=status.astype(jnp.int32),
+        log_probs=log_probs,
+        sampling=requests.sampling,
+        eos_ids=requests.eos_ids,
+        key=keys.row_keys(requests.seed, requests.example_id, requests.sample_index),
+        target_cache=cache,
+        drafter_state=drafter_state,
+        record=None if self.recorder is None else self.recorder.init(batch, capacity),
+        stats=empty_stats(batch, self.drafter.num_draft_tokens),
+    )
+
+  def step(self, params, state):
+    """The state after one round of every live row."""
+    uniforms = keys.round_uniforms(
+        state.key, state.length, num_draft_tokens=self.drafter.num_draft_tokens,
+        dtype=warping.probability_dtype(state.sampling.temperature.dtype))
+    return self.step_with(params, state, uniforms)[0]
+
+  def step_with(self, params, state, uniforms):
+    """As `step` with the round's `RoundUniforms` given; returns (state, `StepTrace`)."""
+    live = state.status == types.Status.RUNNING
+    proposal, drafter_state = self.drafter.propose(
+        params.get('drafter'), state.drafter_state, uniforms, tokens=state.tokens, length=state.length,
+        sampling=state.sampling, live=live, with_bonus=self._wants_bonus_row)
+    pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
+    output, target_cache = self.target.extend(
+        params['target'], state.target_cache, jnp.concatenate([pending, proposal.tokens], axis=1),
+        count=jnp.where(live, proposal.length + 1, 0))
+    goal = self._goal(params.get('rule'), state, proposal, output, live)
+    verdict, trace = jax.vmap(self._verify)(
+        uniforms.accept, uniforms.final, proposal.tokens, proposal.length, proposal.log_probs, goal.log_probs)
+    state = self._commit(params, state, live, proposal, output, goal, verdict, trace, target_cache, drafter_state)
+    return state, StepTrace(proposal, trace)
+
+  @property
+  def _wants_bonus_row(self):
+    return self.bonus == 'rule' and self.rule.needs_drafter_law
+
+  def _verify(self, accept, final, tokens, length, drafter_log_probs, goal_log_probs):
+    return self.verifier(
+        accept, final, tokens=tokens, length=length, drafter_log_probs=drafter_log_probs,
+        goal_log_probs=goal_log_probs)
+
+  def _goal(self, rule_params, state, proposal, output, live):
+    """The `Goal` of every position, [B, K + 1, ...], truncated."""
+    target = _Laws.of(output.logits, state.sampling, live)
+    has_law = self.rule.needs_drafter_law
+    drafter = _Laws.of(proposal.logits, state.sampling, live) if has_law else None
+    position = state.length[:, None] + jnp.arange(output.logits.shape[1], dtype=jnp.int32)[None, :]
+    pick = (lambda laws: laws.truncated) if self.rule.truncates == 'inputs' else (lambda laws: laws.tempered)
+    inputs = types.RuleInputs(
+        drafter_log_probs=pick(drafter) if has_law else None,
+        target_log_probs=pick(target),
+        drafter_truncated_log_probs=drafter.truncated if has_law else None,
+        target_truncated_log_probs=target.truncated,
+        drafter_plain_log_probs=drafter.plain if has_law else None,
+        target_plain_log_probs=target.plain,
+        drafter_features=proposal.features,
+        position=position,
+    )
+    goal = jax.vmap(jax.vmap(lambda x: self.rule(rule_params, x)))(inputs)
+    log_probs = goal.log_probs
+    if self.rule.truncates == 'output':
+      log_probs = warping.truncate(log_probs, state.sampling, live=live)
+    if has_law and self.bonus == 'target':
+      is_bonus = jnp.arange(log_probs.shape[1])[None, :] == proposal.length[:, None]
+      log_probs = jnp.where(is_bonus[:, :, None], target.truncated, log_probs)
+    return types.Goal(log_probs, goal.deferral)
+
+  def _commit(self, params, state, live, proposal, output, goal, verdict, trace, target_cache, drafter_state):
+    block = jax.vmap(commit.emitted_block)(proposal.tokens, verdict)
+    broken = _first_broken(state.sampling, proposal, output, verdict, trace)
+    num_emitted = jnp.minimum(verdict.num_accepted + 1, broken.index)
+    num_kept, hit_eos = jax.vmap(commit.trim)(
+        block, num_emitted=num_emitted, remaining=state.max_length - state.length, eos_ids=state.eos_ids)
+    num_kept = jnp.where(live, num_kept, 0)
+    length = state.length + num_kept
+    capacity = state.tokens.shape[1]
+    # A row that stopped for another reason first (EOS, limit) never reached the broken position.
+    reached = num_kept >= broken.index
+    status = jax.vmap(
+        lambda *args: commit.row_status(**dict(zip(
+            ('is_running', 'hit_eos', 'new_length', 'max_length', 'has_room', 'target_broke', 'drafter_broke'), args))))(
+                live, hit_eos, length, state.max_length, length + self.slack <= capacity,
+                reached & ~hit_eos & (length < state.max_length) & ~broken.is_drafter,
+                reached & ~hit_eos & (length < state.max_length) & broken.is_drafter)
+    tokens = commit.append(state.tokens, block, length=state.length, count=num_kept)
+    kept = types.Verdict(jnp.minimum(verdict.num_accepted, num_kept), verdict.next_token, verdict.path)
+    covered = jnp.where(live, length - 1, self.target.length(target_cache))
+    log_probs, record = state.log_probs, state.record
+    if self.with_log_probs:
+      own = _own_log_probs(output.logits, block).astype(log_probs.dtype)
+      log_probs = commit.append(log_probs, own, length=state.length, count=num_kept)
+    if self.recorder is not None:
+      record = self.recorder.update(
+          record, tokens=tokens, length=length, proposal=proposal, target_output=output, goal=goal, verdict=kept)
+    return state.replace(
+        tokens=tokens,
+        length=length,
+        status=jnp.where(live, status, state.status),
+        log_probs=log_probs,
+        target_cache=self.target.rewind(target_cache, covered),
+        drafter_state=self.drafter.commit(
+            params.get('drafter'), drafter_state, tokens=tokens, length=length, verdict=kept, target_output=output),
+        record=record,
+        stats=count_round(
+            state.stats, live, proposal, verdict, num_kept, drafter_calls=self.drafter.num_calls(proposal)),
+    )
+
+
+@struct.dataclass(kw_only=True)
+class _Laws:
+  """One model's laws at the K + 1 positions of a block, [B, K + 1, V]. What a rule does not read is never computed."""
+
+  plain: jax.Array
+  tempered: jax.Array
+  truncated: jax.Array
+
+  @classmethod
+  def of(cls, logits, sampling, live):
+    logits = warping.adjust(logits, sampling)
+    tempered = warping.tempered_log_probs(logits, sampling.temperature)
+    return cls(
+        plain=warping.plain_log_probs(logits), tempered=tempered,
+        truncated=warping.truncate(tempered, sampling, live=live))
+
+
+class _Broken(types.NamedTuple):
+  """The first position of a block at which a law is not finite: index int32[B] (K + 1 + slack if none), and whose."""
+
+  index: jax.Array
+  is_drafter: jax.Array
+
+
+def _first_broken(sampling, proposal, output, verdict, trace):
+  batch, width = output.logits.shape[:2]
+  none = jnp.int32(width + 1)
+  index = jnp.arange(width, dtype=jnp.int32)[None, :]
+  seen = index <= verdict.num_accepted[:, None]
+  # NaN passes through max, +inf and an all-masked row show in it.
+  target_broke = ~jnp.isfinite(jnp.max(warping.adjust(output.logits, sampling), axis=-1)) & seen
+  total = jnp.sum(trace.final_probs, axis=-1, keepdims=True)
+  no_mass = ~(total > 0) | ~jnp.isfinite(total)
+  target_broke |= no_mass & (index == verdict.num_accepted[:, None])
+  # A broken drafter law is all NaN, its token's entry too.
+  at_token = jnp.take_along_axis(proposal.log_probs, proposal.tokens[:, :, None], axis=2)[:, :, 0]
+  drafter_broke = jnp.isnan(at_token) & (index[:, :-1] < proposal.length[:, None])
+  drafter_broke = jnp.pad(drafter_broke, ((0, 0), (0, 1))) & seen
+  first = lambda mask: jnp.min(jnp.where(mask, index, none), axis=1)
+  target_index, drafter_index = first(target_broke), first(drafter_broke)
+  return _Broken(jnp.minimum(target_index, drafter_index), drafter_index <= target_index)
+
+
+def _own_log_probs(logits, block):
+  """float[B, K + 1], the model's own log-probability of each emitted token: temperature 1, no bias."""
+  logits = logits.astype(warping.probability_dtype(logits.dtype))
+  at_token = jnp.take_along_axis(logits, block[:, :, None], axis=2)[:, :, 0]
+  return at_token - jax.scipy.special.logsumexp(logits, axis=-1)
+
+
+def empty_stats(batch, num_draft_tokens):
+  """`DecodeStats` of zeros."""
+  row = lambda: jnp.zeros((batch,), jnp.int32)
+  by_position = lambda: jnp.zeros((batch, num_draft_tokens), jnp.int32)
+  return types.DecodeStats(
+      steps=row(), emitted=row(), target_calls=row(), drafter_calls=row(), proposed=row(), evaluated=row(),
+      accepted=row(), drafted_by_position=by_position(), evaluated_by_position=by_position(),
+      accepted_by_position=by_position())
+
+
+def count_round(stats, live, proposal, verdict, num_kept, *, drafter_calls):
+  """`stats` after one round of which `num_kept` int32[B] tokens were kept."""
+  one = live.astype(jnp.int32)
+  accepted = jnp.minimum(verdict.num_accepted, num_kept)
+  rejected = (verdict.num_accepted < proposal.length) & (num_kept > verdict.num_accepted)
+  evaluated = accepted + rejected.astype(jnp.int32)
+  proposed = proposal.length
+  index = jnp.arange(proposal.tokens.shape[1], dtype=jnp.int32)[None, :]
+  by_position = lambda count: ((index < count[:, None]) & live[:, None]).astype(jnp.int32)
+  return types.DecodeStats(
+      steps=stats.steps + one,
+      emitted=stats.emitted + num_kept,
+      target_calls=stats.target_calls + one,
+      drafter_calls=stats.drafter_calls + one * drafter_calls,
+      proposed=stats.proposed + one * proposed,
+      evaluated=stats.evaluated + one * evaluated,
+      accepted=stats.accepted + one * accepted,
+      drafted_by_position=stats.drafted_by_position + by_position(proposed),
+      evaluated_by_position=stats.evaluated_by_position + by_position(evaluated),
+      accepted_by_position=stats.accepted_by_position + by_position(accepted),
+  )

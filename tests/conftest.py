@@ -1,0 +1,35 @@
+"""Strict settings for every test: no silent rank or dtype promotion, keys used once."""
+
+import os
+import pathlib
+
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+
+import jax
+import pytest
+
+jax.config.update('jax_numpy_rank_promotion', 'raise')
+jax.config.update('jax_numpy_dtype_promotion', 'strict')
+jax.config.update('jax_debug_key_reuse', True)
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+
+def pytest_configure(config):
+  config.addinivalue_line('markers', 'nightly: slow suites, run by `bash scripts/test.sh --nightly`')
+
+
+@pytest.fixture
+def golden_dir():
+  """The folder of reference checkpoints, or a skip."""
+  path = pathlib.Path(os.environ.get('SPECJAX_GOLDEN_DIR', ROOT.parent / 'shared' / 'golden'))
+  if not path.is_dir():
+    pytest.skip(f'no reference checkpoints at {path}: set SPECJAX_GOLDEN_DIR')
+  return path
+
+
+@pytest.fixture
+def x64():
+  """float64 for one test."""
+  with jax.enable_x64(True):
+    yield
