@@ -1,18 +1,47 @@
 """T5 as a `LanguageModel`: encoder-decoders 1.0, 1.1 and Flan."""
 
 import dataclasses
+import functools
 from typing import Any
 
 from flax import linen as nn
+from flax import struct
 import jax
 import jax.numpy as jnp
 
 from specjax.core import errors
 from specjax.core import types
+from specjax.models import kv_cache
 from specjax.models import t5_configs
 from specjax.models import t5_layers
 
 T5Config = t5_configs.T5Config
+
+
+@struct.dataclass(kw_only=True)
+class T5Cache:
+  """What decoding keeps of each row. Only the self-attention part grows, and is rewound.
+
+  Attributes:
+    self_attention: the decoder tokens' keys and values, with the length of each row.
+    cross: per layer the keys and values dtype[B, N, S, H] of the encoder output, computed once.
+    encoder_length: int32[B], the encoder slots that exist; the others are never seen.
+  """
+
+  self_attention: kv_cache.KVCache
+  cross: tuple[tuple[jax.Array, jax.Array], ...]
+  encoder_length: jax.Array
+
+  @property
+  def length(self) -> jax.Array:
+    """int32[B], decoder tokens that each row covers."""
+    return self.self_attention.length
+
+  @property
+  def cross_mask(self) -> jax.Array:
+    """bool[B, 1, 1, S]."""
+    index = jnp.arange(self.cross[0][0].shape[2], dtype=self.encoder_length.dtype)
+    return index[None, None, None, :] < self.encoder_length[:, None, None, None]
 
 
 class T5Network(nn.Module):
@@ -50,14 +79,29 @@ class T5Network(nn.Module):
     index = jnp.arange(batch.tokens.shape[1], dtype=jnp.int32)
     causal = index[:, None] >= index[None, :]
     mask = t5_layers.same_segment(batch.segments, batch.segments) & causal[None, None]
-    bias = self.decoder.relative_bias(index[None], index[None])
+    bias = t5_layers.position_bias(self.decoder.relative_bias(), index[None], index[None])
 
-    def attend_self(layer, queries, keys, values, relative_bias):
-      del layer, relative_bias  # The bias is the same in every layer; it was computed once.
+    def attend_self(layer, queries, keys, values):
+      del layer
+      keys, values = t5_layers.heads_first(keys), t5_layers.heads_first(values)
       return t5_layers.attention(queries, keys, values, mask=mask, bias=bias)
 
     cross_mask = t5_layers.same_segment(batch.segments, batch.encoder_segments)
     return self.decode(batch.tokens, attend_self=attend_self, cross=cross, cross_mask=cross_mask)
+
+
+  def extend(self, cache, tokens, *, count, layout):
+    """`LMOutput` of tokens [B, T] fed behind each row of a `T5Cache`, and the cache with them."""
+    block = kv_cache.create_block(cache.length, count, tokens.shape[1], layout)
+    bias = functools.partial(t5_layers.position_bias, self.decoder.relative_bias())
+    layers = list(cache.self_attention.layers)
+
+    def attend_self(layer, queries, keys, values):
+      layers[layer] = kv_cache.append(layers[layer], block, keys, values)
+      return kv_cache.attend(layers[layer], block, queries, bias=bias)
+
+    output = self.decode(tokens, attend_self=attend_self, cross=cache.cross, cross_mask=cache.cross_mask)
+    return output, cache.replace(self_attention=kv_cache.KVCache(length=cache.length + count, layers=tuple(layers)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +138,7 @@ class T5LM:
     return T5Network(self.config, self.dtype, self.param_dtype)
 
   def init(self, key: jax.Array) -> Any:
-    """Fresh parameters. Queries start at (embed_dim * head_dim) ** -0.5, the embedding at 1, the rest at 1/sqrt(fan_in)."""
+    """Fresh parameters: queries at (embed_dim * head_dim) ** -0.5, embeddings at 1, other kernels at fan_in ** -0.5."""
     ones = jnp.ones((1, 1), jnp.int32)
     batch = types.TrainingBatch(
         tokens=ones, targets=ones, weights=jnp.ones((1, 1), jnp.float32), positions=ones - 1, segments=ones,
@@ -111,3 +155,60 @@ class T5LM:
       raise errors.PromptError(
           what='batch without encoder_tokens or encoder_segments', fix='T5 is an encoder-decoder: give it both.')
     return self.network.apply({'params': params}, batch)
+
+  def prefill(self, params: Any, prompt: types.Prompt, capacity: int) -> tuple[types.Prefill, T5Cache]:
+    """Runs the encoder, and all but the last token of each row's decoder prompt.
+
+    Args:
+      params: as from `init`.
+      prompt: `tokens` begins with the decoder start token (0); more tokens are a forced prefix of the output.
+      capacity: slots for decoder tokens (static); the encoder output has its own.
+
+    Returns:
+      `Prefill` with both hidden states (the encoder's is 0 on padding), and the cache.
+
+    Raises:
+      PromptError: no encoder input.
+      LimitError: the decoder prompt does not fit.
+    """
+    if prompt.encoder_tokens is None or prompt.encoder_length is None:
+      raise errors.PromptError(
+          what='prompt without encoder_tokens or encoder_length', fix='T5 is an encoder-decoder: give it both.')
+    batch, width = prompt.tokens.shape
+    if width - 1 > capacity:
+      raise errors.LimitError(what='decoder prompt', got=width, expected=f'at most {capacity + 1} tokens')
+    index = jnp.arange(prompt.encoder_tokens.shape[1], dtype=jnp.int32)
+    segments = (index[None, :] < prompt.encoder_length[:, None]).astype(jnp.int32)
+    encoded, cross = self.network.apply(
+        {'params': params}, prompt.encoder_tokens, segments, method=T5Network.encode)
+    # Buffers of their own for each layer, and a copy of the lengths: outside jit too, the cache may be donated.
+    layers = tuple(
+        kv_cache.create_layer(
+            batch, capacity, num_kv_heads=self.config.num_heads, head_dim=self.config.head_dim, dtype=self.dtype)
+        for _ in range(self.config.num_decoder_layers))
+    cache = T5Cache(
+        self_attention=kv_cache.KVCache(length=jnp.zeros((batch,), jnp.int32), layers=layers), cross=cross,
+        encoder_length=jnp.array(prompt.encoder_length, jnp.int32))
+    hidden = jnp.zeros((batch, 1, self.config.embed_dim), self.dtype)  # No token follows the last one: never valid.
+    if width > 1:
+      output, cache = self.extend(params, cache, prompt.tokens[:, :-1], count=prompt.length - 1)
+      hidden = jnp.concatenate([output.hidden, hidden], axis=1)
+    return types.Prefill(hidden=hidden, encoder_hidden=encoded), cache
+
+  def extend(
+      self, params: Any, cache: T5Cache, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN
+  ) -> tuple[types.LMOutput, T5Cache]:
+    """Feeds the first `count` int32[B] of decoder `tokens` int32[B, T]; `hidden` is what the final norm returns."""
+    return self.network.apply({'params': params}, cache, tokens, count=count, layout=layout, method=T5Network.extend)
+
+  def length(self, cache: T5Cache) -> jax.Array:
+    """int32[B], decoder tokens that each row covers."""
+    return cache.length
+
+  def rewind(self, cache: T5Cache, length: jax.Array) -> T5Cache:
+    """The cache covering the first `length` int32[B] decoder tokens; the encoder's part stays."""
+    return cache.replace(self_attention=kv_cache.rewind(cache.self_attention, length))
+
+  def keep_path(self, cache: T5Cache, length: jax.Array, path: jax.Array) -> T5Cache:
+    """The cache with one path of the tree that was fed at slot `length`; see `LanguageModel.keep_path`."""
+    return cache.replace(self_attention=kv_cache.keep_path(cache.self_attention, length, path))

@@ -23,7 +23,7 @@ class T5Config:
     mlp: 'relu' is down(relu(up x)); 'gated_gelu' is down(gelu_tanh(gate x) * up x).
     tied_head: whether logits are read with the token embedding.
     scale_logits: whether the last hidden state is multiplied by embed_dim ** -0.5 before the head.
-    num_buckets, max_distance: relative position buckets of each stack, and the distance (tokens) at which they saturate.
+    num_buckets, max_distance: relative position buckets of each stack, and the distance (tokens) where they saturate.
     norm_epsilon: added to the mean square in every norm.
   """
 

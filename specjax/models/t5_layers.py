@@ -4,6 +4,7 @@ Every weight is a leaf of its own, 2-D, in the orientation in which it is multip
 slices, transposes nor copies it. Activations are `dtype`; norms, attention scores and logits at least float32.
 """
 
+import functools
 from typing import Any, Callable
 
 from flax import linen as nn
@@ -46,19 +47,24 @@ def bucket_of_distance(num_buckets: int, max_distance: int, bidirectional: bool)
 def attention(
     queries: jax.Array, keys: jax.Array, values: jax.Array, *, mask: jax.Array, bias: jax.Array | None = None
 ) -> jax.Array:
-  """Attention over all keys at once: queries [B, N, T, H], keys and values [B, N, S, H] -> [B, N, T, H].
+  """Attention over all keys at once: queries [B, T, N, H], keys and values [B, N, S, H] -> [B, T, N, H].
 
   Args:
     mask: bool[B or 1, 1, T or 1, S]. A query that sees no key returns 0.
     bias: float[B or 1, N, T, S] added to the scores. T5 does not divide the scores by sqrt(H).
   """
   wide = accumulation_dtype(queries.dtype)
-  scores = jnp.einsum('bnth,bnsh->bnts', queries, keys, preferred_element_type=wide)
+  scores = jnp.einsum('btnh,bnsh->bnts', queries, keys, preferred_element_type=wide)
   if bias is not None:
     scores = scores + bias.astype(wide)
   scores = jnp.where(mask, scores, jnp.finfo(wide).min)
   weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
-  return jnp.einsum('bnts,bnsh->bnth', weights.astype(values.dtype), values)
+  return jnp.einsum('bnts,bnsh->btnh', weights.astype(values.dtype), values)
+
+
+def heads_first(x: jax.Array) -> jax.Array:
+  """[B, S, N, H] -> [B, N, S, H]: one contiguous matrix per row and head."""
+  return jnp.swapaxes(x, 1, 2)
 
 
 class Norm(nn.Module):
@@ -116,25 +122,31 @@ class Embedder(nn.Module):
 
 
 class RelativeBias(nn.Module):
-  """The additive position bias of one stack, shared by its layers."""
+  """The position bias of one stack, shared by its layers: float[2 * max_distance + 1, N], a row per distance.
+
+  Laid out by distance, so that a score costs one gather and no logarithm; `position_bias` reads it.
+  """
 
   config: t5_configs.T5Config
   bidirectional: bool
+  dtype: Any
   param_dtype: Any
 
   @nn.compact
-  def __call__(self, query_positions, key_positions):
-    """Bias [B, N, T, S] for positions int32[B, T] and int32[B, S]."""
+  def __call__(self):
     config = self.config
     table = self.param(
         'embedding', nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
         (config.num_buckets, config.num_heads), self.param_dtype)
-    limit = config.max_distance
-    # One small row per distance, so that a score needs one gather and no logarithm.
-    by_distance = table[bucket_of_distance(config.num_buckets, limit, self.bidirectional)]
-    distance = key_positions[:, None, :] - query_positions[:, :, None]
-    bias = by_distance[jnp.clip(distance, -limit, limit) + limit]
-    return jnp.transpose(bias, (0, 3, 1, 2)).astype(accumulation_dtype(self.param_dtype))
+    buckets = bucket_of_distance(config.num_buckets, config.max_distance, self.bidirectional)
+    return table[buckets].astype(accumulation_dtype(self.dtype))
+
+
+def position_bias(by_distance: jax.Array, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
+  """Bias float[B, N, T, S] of positions int32[B, T] and int32[B, S], from the rows of `RelativeBias`."""
+  limit = by_distance.shape[0] // 2
+  distance = key_positions[:, None, :] - query_positions[:, :, None]
+  return jnp.transpose(by_distance[jnp.clip(distance, -limit, limit) + limit], (0, 3, 1, 2))
 
 
 class Attention(nn.Module):
@@ -154,20 +166,18 @@ class Attention(nn.Module):
     self.output = Linear(config.embed_dim, **dtypes)
 
   def _split(self, x):
-    x = x.reshape(x.shape[0], x.shape[1], self.config.num_heads, self.config.head_dim)
-    return jnp.swapaxes(x, 1, 2)
+    return x.reshape(x.shape[0], x.shape[1], self.config.num_heads, self.config.head_dim)
 
   def queries(self, x):
-    """[B, T, D] -> [B, N, T, H]."""
+    """[B, T, D] -> [B, T, N, H]."""
     return self._split(self.query(x))
 
   def keys_values(self, x):
-    """[B, S, D] -> two of [B, N, S, H]."""
+    """[B, S, D] -> two of [B, S, N, H]."""
     return self._split(self.key(x)), self._split(self.value(x))
 
   def merge(self, context):
-    """[B, N, T, H] -> [B, T, D]."""
-    context = jnp.swapaxes(context, 1, 2)
+    """[B, T, N, H] -> [B, T, D]."""
     return self.output(context.reshape(context.shape[0], context.shape[1], -1))
 
 
@@ -206,7 +216,8 @@ class EncoderLayer(nn.Module):
 
   def __call__(self, x, *, mask, bias):
     y = self.pre_attention_norm(x)
-    context = attention(self.attention.queries(y), *self.attention.keys_values(y), mask=mask, bias=bias)
+    keys, values = (heads_first(z) for z in self.attention.keys_values(y))
+    context = attention(self.attention.queries(y), keys, values, mask=mask, bias=bias)
     x = x + self.attention.merge(context)
     return x + self.mlp(self.pre_mlp_norm(x))
 
@@ -221,13 +232,13 @@ class Encoder(nn.Module):
   def setup(self):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.layer = [EncoderLayer(self.config, **dtypes) for _ in range(self.config.num_encoder_layers)]
-    self.relative_bias = RelativeBias(self.config, bidirectional=True, param_dtype=self.param_dtype)
+    self.relative_bias = RelativeBias(self.config, bidirectional=True, **dtypes)
     self.final_norm = Norm(self.config.norm_epsilon, **dtypes)
 
   def __call__(self, x, segments):
     # Segments are contiguous, so inside one of them the distance of two positions is that of their indices.
     positions = jnp.arange(x.shape[1], dtype=jnp.int32)[None]
-    bias = self.relative_bias(positions, positions)
+    bias = position_bias(self.relative_bias(), positions, positions)
     mask = same_segment(segments, segments)
     for layer in self.layer:
       x = layer(x, mask=mask, bias=bias)
@@ -268,29 +279,28 @@ class Decoder(nn.Module):
   def setup(self):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.layer = [DecoderLayer(self.config, **dtypes) for _ in range(self.config.num_decoder_layers)]
-    self.relative_bias = RelativeBias(self.config, bidirectional=False, param_dtype=self.param_dtype)
+    self.relative_bias = RelativeBias(self.config, bidirectional=False, **dtypes)
     self.final_norm = Norm(self.config.norm_epsilon, **dtypes)
 
   def cross_keys_values(self, encoded):
     """Keys and values [B, N, S, H] of each layer's cross-attention, computed once per encoder input."""
-    return [layer.cross_attention.keys_values(encoded) for layer in self.layer]
+    return tuple(tuple(heads_first(x) for x in layer.cross_attention.keys_values(encoded)) for layer in self.layer)
 
   def __call__(
-      self, x: jax.Array, *, attend_self: Callable[..., jax.Array], cross: list[Any], cross_mask: jax.Array
+      self, x: jax.Array, *, attend_self: Callable[..., jax.Array], cross: Any, cross_mask: jax.Array
   ) -> jax.Array:
     """Last hidden states [B, T, D].
 
     Args:
       x: [B, T, D] embedded tokens.
-      attend_self: (layer index, queries, keys, values, relative bias) -> context [B, N, T, H].
-      cross: keys and values of each layer.
+      attend_self: (layer index, queries, keys, values, all [B, T, N, H]) -> context [B, T, N, H].
+      cross: keys and values of each layer, from `cross_keys_values`.
       cross_mask: bool[B, 1, T or 1, S].
     """
     for index, (layer, (keys, values)) in enumerate(zip(self.layer, cross, strict=True)):
       x = layer(
-          x,
-          attend_self=lambda *qkv, i=index: attend_self(i, *qkv, self.relative_bias),
-          attend_cross=lambda q, k=keys, v=values: attention(q, k, v, mask=cross_mask))
+          x, attend_self=functools.partial(attend_self, index),
+          attend_cross=functools.partial(attention, keys=keys, values=values, mask=cross_mask))
     return self.final_norm(x)
 
 
