@@ -21,6 +21,7 @@ import jax.numpy as jnp
 
 from specjax.core import errors
 from specjax.core import types
+from specjax.models import layers
 
 BLOCK_SIZE = 128
 
@@ -164,7 +165,7 @@ def attend(
   """
   batch, width, num_heads, head_dim = query.shape
   num_kv_heads = layer.keys.shape[1]
-  dtype = jnp.promote_types(query.dtype, jnp.float32)
+  dtype = layers.float32_or_wider(query.dtype)
   grouped = query.reshape(batch, width, num_kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4)
   grouped = grouped.reshape(batch, num_kv_heads, -1, head_dim).astype(layer.keys.dtype)
   column = (*grouped.shape[:3], 1)
