@@ -7,11 +7,13 @@ from specjax.tasks.example import Draws, Example
 
 LEVELS = (1, 2, 3, 4)
 
-# What a prediction is run on. Conditions compare with at most 20 and divide by at most 9, so every branch is entered.
-_INTEGERS = tuple(range(-12, 34)) + (50, 99, 100, 101)
-_LISTS = ((), (0,), (7,), (-3,), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21),
-          (9, 3, 6, 12, 3), (20, -4, 15, 8, 2, 33), (-1, -2, -9, -10, -12, -7), (40, 35, 28, 24, 63, 18, 16, 30),
-          (5, 5, 10, 25, 1), (14, 21, 2, 19, 6))
+# What a prediction is run on. Conditions compare with at most 20, after a shift by at most 60: every branch is entered,
+# and the lists of one element tell neighbouring thresholds apart, whatever the list is reduced to.
+_INTEGERS = tuple(range(-64, 85)) + (99, 100, 101, 997, 1000, -1000)
+_LISTS = tuple((number,) for number in range(-64, 85)) + (
+    (), (1, 2, 3, 4, 5, 6, 7, 8, 9, 10), (11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21), (9, 3, 6, 12, 3),
+    (20, -4, 15, 8, 2, 33), (-1, -2, -9, -10, -12, -7), (40, 35, 28, 24, 63, 18, 16, 30), (5, 5, 10, 25, 1),
+    (14, 21, 2, 19, 6))
 
 # (description, statement) around one integer.
 _WITH_NUMBER = (('add {n} to {x}', '{x}+{n}'), ('subtract {n} from {x}', '{x}-{n}'), ('multiply {x} by {n}', '{x}*{n}'))

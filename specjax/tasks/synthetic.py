@@ -30,7 +30,11 @@ def example_at(split: str, domain: str, number: int, *, seed: int) -> Example:
     domain: one of `DOMAINS`.
     number: 0, 1, 2, ...
     seed: which stream of examples.
+
+  Raises:
+    ParamError: an unknown split or domain, or a negative number.
   """
+  _validate(split, (domain,), number)
   generator = _GENERATORS[domain]
   level = LEVELS[number % len(LEVELS)]
   for attempt in itertools.count():
@@ -96,12 +100,12 @@ def _held_out(split: str, seed: int, domains: Sequence[str], start: int) -> Iter
 
 def _validate(split: str, domains: Sequence[str], start: int) -> None:
   if split not in SPLITS:
-    raise ParamError(f'unknown split {split!r}', what='split', where='synthetic.stream', got=split, expected=SPLITS,
+    raise ParamError(f'unknown split {split!r}', what='split', where='synthetic', got=split, expected=SPLITS,
                      fix=f'choose one of {", ".join(SPLITS)}')
   unknown = [domain for domain in domains if domain not in _GENERATORS]
   if unknown or not domains or len(set(domains)) != len(domains):
-    raise ParamError(f'domains {tuple(domains)!r}', what='domains', where='synthetic.stream', got=tuple(domains),
+    raise ParamError(f'domains {tuple(domains)!r}', what='domains', where='synthetic', got=tuple(domains),
                      expected=DOMAINS, fix=f'choose different ones of {", ".join(DOMAINS)}')
   if start < 0:
-    raise ParamError(f'start {start} is negative', what='start', where='synthetic.stream', got=start, expected='>= 0',
-                     fix='count the examples to leave out from 0')
+    raise ParamError(f'{start} is negative', what='start', where='synthetic', got=start, expected='>= 0',
+                     fix='count examples from 0')

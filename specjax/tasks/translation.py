@@ -59,8 +59,9 @@ def _time(draws: Draws):
 def _appointment(draws: Draws):
   month, part = draws.below(12), draws.below(4)
   day, hour, minute = draws.between(1, _MONTH_LENGTHS[month]), draws.between(1, 12), 5 * draws.below(12)
-  return (f'on the {_digit_ordinal(day)} of {_EN_MONTHS[month]} at {numerals.english_time(hour, minute)} '
-          f'{_EN_PARTS[part]}'), f'am {day}. {_DE_MONTHS[month]} um {numerals.german_time(hour, minute)} {_DE_PARTS[part]}'
+  english, german = numerals.english_time(hour, minute), numerals.german_time(hour, minute)
+  return (f'on the {_digit_ordinal(day)} of {_EN_MONTHS[month]} at {english} {_EN_PARTS[part]}',
+          f'am {day}. {_DE_MONTHS[month]} um {german} {_DE_PARTS[part]}')
 
 
 def _word_date(draws: Draws):

@@ -1,7 +1,7 @@
 """The tokenizer that all synthetic-task models share, and how its file is made.
 
-A SentencePiece unigram model over the text as it is (no normalisation), digits one by one, bytes for what it has never
-seen. `python -m specjax.tasks.vocabulary --output synthetic.model` writes the same bytes as the file shipped in `data/`.
+A SentencePiece unigram model over the text as it is (no normalisation), digits one by one, bytes for what it has
+never seen. `python -m specjax.tasks.vocabulary --output synthetic.model` writes the same bytes as the file in `data/`.
 """
 
 import argparse
