@@ -26,7 +26,8 @@ def test_programs_mean_what_they_say(source, value):
     'x=x+1', 'return 1//0', 'return 1%0', 'return v+1', 'return sum(x)', 'return map(v,v)', 'return map(v)',
     'return sum(v,v)', 'return max(1,2,3)', 'return keep(v,e)', 'return map(x,e)', 'if x then x=1 else x=2; return x',
     'if x>1 then x=1; return x', 'return 1.5', 'return "a"', 'return x**2', 'return x.y', 'return [1]', 'return x()',
-    'return __import__', 'return Ä', 'return ²', 'return 1e9', 'return 1000000000000000000*2',
+    'return __import__', 'return Ä', 'return ²', 'return 1e9', 'return 999999999999999999*2',
+    'return 0-999999999999999999*2', 'return sum(map(v,999999999999999999))',
     'return 1234567890123456789', 'import os', 'return lambda', 'x==1; return x'])
 def test_other_text_is_a_program_error(source):
   with pytest.raises(ProgramError):

@@ -41,6 +41,7 @@ def test_good_file_is_read_in_order(tmp_path):
     (GOOD + b'{"id": "b", "inputs": "\\u0000"}\n', 2, 'control character'),
     (GOOD + b'{"id": "b", "inputs": "\\u001b[31m"}\n', 2, 'control character'),
     (GOOD + b'{"id": "b", "inputs": "\x7f"}\n', 2, 'control character'),
+    (GOOD + b'{"id": "b", "inputs": "\\u009f"}\n', 2, 'control character'),
     (GOOD + b'{"id": "\\u009b", "inputs": "x"}\n', 2, 'control character'),
     (GOOD + b'{"id": "b", "inputs": "x", "targets": "\\b"}\n', 2, 'control character'),
     (GOOD + GOOD, 2, 'duplicate id'),

@@ -127,6 +127,9 @@ def test_other_right_answers_score_one():
   assert synthetic.score(arithmetic, 'four and three: answer 7') == 1.0
   assert synthetic.score(arithmetic, 'answer 7; answer 8') == 0.0
   assert synthetic.score(arithmetic, 'answer 71') == 0.0
+  long = synthetic.Example('a', 'arithmetic', 1, '', 'answer 123456789', {'answer': 123456789})
+  assert synthetic.score(long, 'answer 123456789') == 1.0
+  assert synthetic.score(long, 'answer 1234567890') == 0.0
   program = synthetic.Example('p', 'programs', 1, '', 'x=x*2; x=x+6; return x', {'variable': 'x'})
   assert synthetic.score(program, 'return 2*(x+3)') == 1.0
   assert synthetic.score(program, 'return 2*(x+4)') == 0.0
