@@ -44,7 +44,8 @@ def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}: every setting is a flag')
   try:
-    complete = train()
+    with stopping.StopRequest() as stop:
+      complete = train(stop)
   except errors.SpecjaxError as error:
     logging.error('%s: %s', type(error).__name__, error)
     sys.exit(2)
@@ -53,7 +54,7 @@ def main(argv):
     sys.exit(stopping.EXIT_RESUMABLE)
 
 
-def train() -> bool:
+def train(stop: stopping.StopRequest) -> bool:
   """Runs what the flags say; whether it is complete."""
   from specjax.checkpoints import native  # After the flags are parsed: --help does not wait for jax.
   from specjax.pairs import builtin
@@ -81,7 +82,7 @@ def train() -> bool:
   )
   params, complete = language_model.train_language_model(
       model, train_data=data('train', _NUM_EXAMPLES.value), validation_data=data('validation', _NUM_VALIDATION.value),
-      config=config, output_dir=_OUTPUT_DIR.value, model_description=builtin.describe(spec),
+      config=config, stop=stop, output_dir=_OUTPUT_DIR.value, model_description=builtin.describe(spec),
       loop_config=loop.LoopConfig(
           num_steps=_STEPS.value, log_every=_LOG_EVERY.value, evaluate_every=_EVALUATE_EVERY.value,
           save_every=_SAVE_EVERY.value,
@@ -92,12 +93,13 @@ def train() -> bool:
     recipe = dict(dataclasses.asdict(config), task=_TASK.value, num_examples=_NUM_EXAMPLES.value,
                   sequence_length=_LENGTH.value, encoder_length=_ENCODER_LENGTH.value)
     native.save_safetensors(_EXPORT.value, params, dict(builtin.describe(spec), recipe=recipe))
-    logging.info('exported %s', _EXPORT.value)
+    print(f'exported {_EXPORT.value}', flush=True)
   return complete
 
 
 def run() -> None:
   """The console entry point."""
+  flags.FLAGS.set_default('verbosity', logging.WARNING)  # Orbax writes two dozen info lines for every checkpoint.
   flags.mark_flags_as_required(['model', 'output_dir', 'steps', 'learning_rate', 'seed'])
   app.run(main)
 

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 from specjax.checkpoints import native
 from specjax.core import errors
 from specjax.core import protocols
+from specjax.models import gemma
+from specjax.models import layers
 from specjax.models import t5
 from specjax.tasks import vocabulary
 
@@ -26,7 +28,7 @@ class ModelSpec:
   """A network family by name and its configuration; `kind` follows from the family."""
 
   family: Literal['gemma', 't5']
-  config: t5.T5Config
+  config: gemma.DecoderConfig | t5.T5Config
 
   @property
   def kind(self) -> Kind:
@@ -58,16 +60,26 @@ def _t5(embed_dim, num_heads, head_dim, mlp_dim, num_encoder_layers, num_decoder
   ))
 
 
+def _gemma(embed_dim, num_heads, head_dim, hidden_dim, layer_kinds):
+  return ModelSpec('gemma', gemma.DecoderConfig(
+      vocab_size=VOCAB_SIZE, embed_dim=embed_dim, hidden_dim=hidden_dim, num_heads=num_heads, num_kv_heads=1,
+      head_dim=head_dim, layer_kinds=layer_kinds, activation='gelu', window=32, norm_plus_one=True, post_norms=True,
+      query_key_norm=True, scale_embeddings=True, tied_head=True,
+  ))
+
+
+GEMMA_TARGET = _gemma(256, 4, 64, 672, ('local', 'local', 'global') * 2)
+GEMMA_DRAFTER = _gemma(96, 3, 32, 448, ('local', 'global'))
 T5_TARGET = _t5(256, 4, 64, 640, 3, 3)
 T5_DRAFTER = _t5(96, 3, 32, 320, 2, 1)
 
 MODELS = {
-    't5_target': T5_TARGET, 't5_drafter': T5_DRAFTER
+    'gemma_target': GEMMA_TARGET, 'gemma_drafter': GEMMA_DRAFTER, 't5_target': T5_TARGET, 't5_drafter': T5_DRAFTER
 }
 PAIRS = ('gemma', 't5')
 
 # What a file may name. A configuration never selects code: it selects a row of this table.
-_FAMILIES = {'t5': (t5.T5Config, t5.T5LM)}
+_FAMILIES = {'gemma': (gemma.DecoderConfig, gemma.DecoderLM), 't5': (t5.T5Config, t5.T5LM)}
 
 
 def make_model(spec: ModelSpec, *, dtype: Any = jnp.float32) -> protocols.LanguageModel:
@@ -97,13 +109,13 @@ def spec_from_description(description: Mapping[str, Any], *, where: str) -> Mode
   if family not in _FAMILIES:
     raise errors.CheckpointError(what='family', where=where, got=family, expected=f'one of {sorted(_FAMILIES)}')
   config_type, _ = _FAMILIES[family]
-  values = {name: tuple(v) if isinstance(v, list) else v for name, v in description.get('config', {}).items()}
+  values = {name: _from_json(name, value, where) for name, value in dict(description.get('config', {})).items()}
   known = {field.name for field in dataclasses.fields(config_type)}
   if values.keys() - known:
     raise errors.CheckpointError(what=f'config field {min(values.keys() - known)!r}', where=where, expected=sorted(known))
   try:
     return ModelSpec(family, config_type(**values))
-  except TypeError as error:
+  except (TypeError, errors.SpecjaxError) as error:
     raise errors.CheckpointError(what='config', where=where, got=str(error)) from error
 
 
@@ -134,6 +146,17 @@ def load_pair(name: str, *, dtype: Any = jnp.float32) -> Pair:
       name=name, family=MODELS[f'{name}_target'].kind, target=models['target'], drafter=models['drafter'], params=params,
       tokenizer=tokenizer,
   )
+
+
+def _from_json(name, value, where):
+  if isinstance(value, list):
+    return tuple(value)
+  if name in ('global_rotary', 'local_rotary'):
+    try:
+      return layers.Rotary(**value)
+    except TypeError as error:
+      raise errors.CheckpointError(what=f'config field {name}', where=where, got=str(error)) from error
+  return value
 
 
 def _jsonable(value):

@@ -67,11 +67,11 @@ def make_evaluate(model: protocols.LanguageModel, data: batches.PackedData, *, b
 def train_language_model(
     model: protocols.LanguageModel, *, train_data: batches.PackedData, validation_data: batches.PackedData,
     config: LanguageModelConfig, loop_config: loop.LoopConfig, output_dir: str, model_description: dict[str, Any],
-    tensorboard: bool = True, show_progress: bool = True, keep_checkpoints: int = 2,
+    stop: stopping.StopRequest, tensorboard: bool = True, show_progress: bool = True, keep_checkpoints: int = 2,
 ) -> tuple[Any, bool]:
   """The trained parameters, and whether training is complete; continues from `output_dir` if there is a checkpoint.
 
-  Returns early with False after SIGTERM or SIGINT, with everything saved.
+  Returns early with False once `stop` is requested, with everything saved.
 
   Raises:
     ConfigError: when `output_dir` holds a run of another model, data or configuration; names the first difference.
@@ -83,29 +83,28 @@ def train_language_model(
   }
   checkpoints = native.TrainingCheckpoints(pathlib.Path(output_dir) / 'checkpoints', keep=keep_checkpoints)
   fresh_state = lambda: loop.init_state(model.init(jax.random.key(config.seed)), optimizer)
-  with stopping.StopRequest() as stop:
-    restored = checkpoints.restore_newest(jax.eval_shape(fresh_state))
-    if restored is None:
-      state = jax.jit(fresh_state)()
-    else:
-      _check_same_run(identity, restored[2], output_dir)
-      state = jax.tree.map(jax.numpy.array, restored[1])
-      logging.info('resumed %s at step %d', output_dir, restored[0])
-    log = metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard)
+  restored = checkpoints.restore_newest(jax.eval_shape(fresh_state))
+  if restored is None:
+    state = jax.jit(fresh_state)()
+  else:
+    _check_same_run(identity, restored[2], output_dir)
+    state = jax.tree.map(jax.numpy.array, restored[1])
+    logging.warning('resuming %s at step %d', output_dir, restored[0])
+  log = metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard)
 
-    def batch_at(step):
-      index = batches.batch_indices(
-          step, num_examples=len(train_data), batch_size=config.batch_size, seed=config.seed
-      )
-      return train_data.rows(index, input_weight=config.input_weight)
-
-    state, complete = loop.fit(
-        state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
-        batch_at=batch_at, evaluate=make_evaluate(model, validation_data, batch_size=config.batch_size),
-        count_tokens=batches.count_tokens, learning_rate=optimizers.schedule(config.optimizer), config=loop_config,
-        checkpoints=checkpoints, metadata=identity, log=log, stop=stop, show_progress=show_progress,
+  def batch_at(step):
+    index = batches.batch_indices(
+        step, num_examples=len(train_data), batch_size=config.batch_size, seed=config.seed
     )
-    log.close()
+    return train_data.rows(index, input_weight=config.input_weight)
+
+  state, complete = loop.fit(
+      state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
+      batch_at=batch_at, evaluate=make_evaluate(model, validation_data, batch_size=config.batch_size),
+      count_tokens=batches.count_tokens, learning_rate=optimizers.schedule(config.optimizer), config=loop_config,
+      checkpoints=checkpoints, metadata=identity, log=log, stop=stop, show_progress=show_progress,
+  )
+  log.close()
   return state.params, complete
 
 

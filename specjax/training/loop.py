@@ -81,7 +81,8 @@ def fit(
   """
   step = int(state.step)
   bar = tqdm.tqdm(total=config.num_steps, initial=step, unit='step', disable=not show_progress, dynamic_ncols=True)
-  saved, tokens, since, last = step if step else -1, 0, time.perf_counter(), {}
+  saved, tokens, since = step, 0, time.perf_counter()
+  started = since
   with bar:
     while step < config.num_steps and not stop.requested:
       batch = batch_at(step)
@@ -90,11 +91,14 @@ def fit(
       tokens += count_tokens(batch)
       bar.update()
       if step % config.log_every == 0 or step == config.num_steps:
-        last = _finite(jax.device_get(metrics), step)
-        elapsed = time.perf_counter() - since
-        last |= {'learning_rate': float(learning_rate(step - 1)), 'tokens_per_second': tokens / elapsed}
-        log.write(step, 'train', last)
-        bar.set_postfix(loss=f'{last["loss"]:.4f}', tokens_s=f'{last["tokens_per_second"]:.0f}')
+        values = _finite(jax.device_get(metrics), step)
+        now = time.perf_counter()
+        values |= {
+            'learning_rate': float(learning_rate(step - 1)), 'tokens_per_second': tokens / (now - since),
+            'seconds': now - started,
+        }
+        log.write(step, 'train', values)
+        bar.set_postfix(loss=f'{values["loss"]:.4f}', tokens_s=f'{values["tokens_per_second"]:.0f}')
         tokens, since = 0, time.perf_counter()
       if step % config.evaluate_every == 0 or step == config.num_steps:
         values = _finite(evaluate(state.params), step)
@@ -104,7 +108,7 @@ def fit(
       if step % config.save_every == 0 or step == config.num_steps:
         _save(checkpoints, step, state, metrics, metadata)
         saved = step
-  if saved != step and step > 0:
+  if saved != step:
     _save(checkpoints, step, state, metrics, metadata)
   return state, step >= config.num_steps
 
