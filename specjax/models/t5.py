@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from specjax.core import errors
 from specjax.core import types
 from specjax.models import kv_cache
+from specjax.models import layers
 from specjax.models import t5_configs
 from specjax.models import t5_layers
 
@@ -39,9 +40,9 @@ class T5Cache:
 
   @property
   def cross_mask(self) -> jax.Array:
-    """bool[B, 1, 1, S]."""
+    """bool[B, 1, S]."""
     index = jnp.arange(self.cross[0][0].shape[2], dtype=self.encoder_length.dtype)
-    return index[None, None, None, :] < self.encoder_length[:, None, None, None]
+    return index[None, None, :] < self.encoder_length[:, None, None]
 
 
 class T5Network(nn.Module):
@@ -57,8 +58,7 @@ class T5Network(nn.Module):
     self.encoder = t5_layers.Encoder(self.config, **dtypes)
     self.decoder = t5_layers.Decoder(self.config, **dtypes)
     if not self.config.tied_head:
-      wide = t5_layers.accumulation_dtype(self.dtype)
-      self.head = t5_layers.Linear(self.config.vocab_size, output_dtype=wide, **dtypes)
+      self.head = layers.Projection(self.config.vocab_size, **dtypes)
 
   def encode(self, tokens, segments):
     """Encoder output [B, S, D], 0 on padding, and the cross-attention keys and values of each decoder layer."""
@@ -70,7 +70,10 @@ class T5Network(nn.Module):
     hidden = self.decoder(
         self.token_embedder(tokens), attend_self=attend_self, cross=cross, cross_mask=cross_mask)
     scaled = hidden * self.config.embed_dim**-0.5 if self.config.scale_logits else hidden
-    logits = self.token_embedder.attend(scaled) if self.config.tied_head else self.head(scaled)
+    if self.config.tied_head:
+      logits = self.token_embedder.attend(scaled)
+    else:
+      logits = self.head(scaled, layers.float32_or_wider(self.dtype))
     return types.LMOutput(logits=logits, hidden=hidden)
 
   def __call__(self, batch):
@@ -78,13 +81,12 @@ class T5Network(nn.Module):
     _, cross = self.encode(batch.encoder_tokens, batch.encoder_segments)
     index = jnp.arange(batch.tokens.shape[1], dtype=jnp.int32)
     causal = index[:, None] >= index[None, :]
-    mask = t5_layers.same_segment(batch.segments, batch.segments) & causal[None, None]
+    mask = t5_layers.same_segment(batch.segments, batch.segments) & causal[None]
     bias = t5_layers.position_bias(self.decoder.relative_bias(), index[None], index[None])
 
     def attend_self(layer, queries, keys, values):
       del layer
-      keys, values = t5_layers.heads_first(keys), t5_layers.heads_first(values)
-      return t5_layers.attention(queries, keys, values, mask=mask, bias=bias)
+      return layers.masked_attention(queries, keys, values, mask, bias=bias)
 
     cross_mask = t5_layers.same_segment(batch.segments, batch.encoder_segments)
     return self.decode(batch.tokens, attend_self=attend_self, cross=cross, cross_mask=cross_mask)
@@ -94,14 +96,14 @@ class T5Network(nn.Module):
     """`LMOutput` of tokens [B, T] fed behind each row of a `T5Cache`, and the cache with them."""
     block = kv_cache.create_block(cache.length, count, tokens.shape[1], layout)
     bias = functools.partial(t5_layers.position_bias, self.decoder.relative_bias())
-    layers = list(cache.self_attention.layers)
+    cached = list(cache.self_attention.layers)
 
     def attend_self(layer, queries, keys, values):
-      layers[layer] = kv_cache.append(layers[layer], block, keys, values)
-      return kv_cache.attend(layers[layer], block, queries, bias=bias)
+      cached[layer] = kv_cache.append(cached[layer], block, keys, values)
+      return kv_cache.attend(cached[layer], block, queries, bias=bias)
 
     output = self.decode(tokens, attend_self=attend_self, cross=cache.cross, cross_mask=cache.cross_mask)
-    return output, cache.replace(self_attention=kv_cache.KVCache(length=cache.length + count, layers=tuple(layers)))
+    return output, cache.replace(self_attention=kv_cache.KVCache(length=cache.length + count, layers=tuple(cached)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,12 +184,12 @@ class T5LM:
     encoded, cross = self.network.apply(
         {'params': params}, prompt.encoder_tokens, segments, method=T5Network.encode)
     # Buffers of their own for each layer, and a copy of the lengths: outside jit too, the cache may be donated.
-    layers = tuple(
+    empty = tuple(
         kv_cache.create_layer(
             batch, capacity, num_kv_heads=self.config.num_heads, head_dim=self.config.head_dim, dtype=self.dtype)
         for _ in range(self.config.num_decoder_layers))
     cache = T5Cache(
-        self_attention=kv_cache.KVCache(length=jnp.zeros((batch,), jnp.int32), layers=layers), cross=cross,
+        self_attention=kv_cache.KVCache(length=jnp.zeros((batch,), jnp.int32), layers=empty), cross=cross,
         encoder_length=jnp.array(prompt.encoder_length, jnp.int32))
     hidden = jnp.zeros((batch, 1, self.config.embed_dim), self.dtype)  # No token follows the last one: never valid.
     if width > 1:

@@ -12,13 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specjax.models import layers
 from specjax.models import t5_configs
-
-
-def accumulation_dtype(dtype: Any) -> Any:
-  """The dtype in which norms, softmax and logits are computed: `dtype`, but at least float32."""
-  # Not jnp.promote_types: under strict promotion it refuses bfloat16 with float32.
-  return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def bucket_of_distance(num_buckets: int, max_distance: int, bidirectional: bool) -> np.ndarray:
@@ -44,60 +39,20 @@ def bucket_of_distance(num_buckets: int, max_distance: int, bidirectional: bool)
   return (offset + np.where(distance < exact, distance, exact + np.array(wide))).astype(np.int32)
 
 
-def attention(
-    queries: jax.Array, keys: jax.Array, values: jax.Array, *, mask: jax.Array, bias: jax.Array | None = None
-) -> jax.Array:
-  """Attention over all keys at once: queries [B, T, N, H], keys and values [B, N, S, H] -> [B, T, N, H].
+def cross_attention(queries: jax.Array, keys: jax.Array, values: jax.Array, mask: jax.Array) -> jax.Array:
+  """Attention dtype[B, T, N, H] of queries [B, T, N, H] to the encoder; softmax in at least float32.
 
   Args:
-    mask: bool[B or 1, 1, T or 1, S]. A query that sees no key returns 0.
-    bias: float[B or 1, N, T, S] added to the scores. T5 does not divide the scores by sqrt(H).
+    queries: unscaled: T5 does not divide the scores by sqrt(H).
+    keys, values: dtype[B, N, S, H], one contiguous matrix per row and head, so that a decoding step moves none of them.
+    mask: bool[B, T or 1, S]. A query that sees no key returns 0.
   """
-  wide = accumulation_dtype(queries.dtype)
+  wide = layers.float32_or_wider(queries.dtype)
+  mask = mask[:, None]
   scores = jnp.einsum('btnh,bnsh->bnts', queries, keys, preferred_element_type=wide)
-  if bias is not None:
-    scores = scores + bias.astype(wide)
-  scores = jnp.where(mask, scores, jnp.finfo(wide).min)
-  weights = jnp.where(mask, jax.nn.softmax(scores, axis=-1), 0)
-  return jnp.einsum('bnts,bnsh->btnh', weights.astype(values.dtype), values)
-
-
-def heads_first(x: jax.Array) -> jax.Array:
-  """[B, S, N, H] -> [B, N, S, H]: one contiguous matrix per row and head."""
-  return jnp.swapaxes(x, 1, 2)
-
-
-class Norm(nn.Module):
-  """Root mean square norm without mean or bias, in at least float32."""
-
-  epsilon: float
-  dtype: Any
-  param_dtype: Any
-
-  @nn.compact
-  def __call__(self, x):
-    wide = accumulation_dtype(self.dtype)
-    scale = self.param('scale', nn.initializers.ones, (x.shape[-1],), self.param_dtype)
-    x = x.astype(wide)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-    return (x * scale.astype(wide)[None, None, :]).astype(self.dtype)
-
-
-class Linear(nn.Module):
-  """`x @ kernel`, no bias. `stddev` of the normal initialiser; None is fan_in ** -0.5."""
-
-  features: int
-  dtype: Any
-  param_dtype: Any
-  stddev: float | None = None
-  output_dtype: Any = None
-
-  @nn.compact
-  def __call__(self, x):
-    stddev = x.shape[-1] ** -0.5 if self.stddev is None else self.stddev
-    kernel = self.param('kernel', nn.initializers.normal(stddev), (x.shape[-1], self.features), self.param_dtype)
-    return jnp.einsum(
-        'btd,df->btf', x, kernel.astype(self.dtype), preferred_element_type=self.output_dtype or self.dtype)
+  weights = jax.nn.softmax(jnp.where(mask, scores, jnp.finfo(wide).min), axis=-1)
+  weights = jnp.where(mask, weights, 0).astype(values.dtype)
+  return jnp.einsum('bnts,bnsh->btnh', weights, values, preferred_element_type=wide).astype(queries.dtype)
 
 
 class Embedder(nn.Module):
@@ -118,7 +73,7 @@ class Embedder(nn.Module):
   def attend(self, x):
     """Logits [B, T, V] of the tied head."""
     return jnp.einsum(
-        'btd,vd->btv', x, self.embedding.astype(self.dtype), preferred_element_type=accumulation_dtype(self.dtype))
+        'btd,vd->btv', x, self.embedding.astype(self.dtype), preferred_element_type=layers.float32_or_wider(self.dtype))
 
 
 class RelativeBias(nn.Module):
@@ -139,7 +94,7 @@ class RelativeBias(nn.Module):
         'embedding', nn.initializers.variance_scaling(1.0, 'fan_avg', 'uniform'),
         (config.num_buckets, config.num_heads), self.param_dtype)
     buckets = bucket_of_distance(config.num_buckets, config.max_distance, self.bidirectional)
-    return table[buckets].astype(accumulation_dtype(self.dtype))
+    return table[buckets].astype(layers.float32_or_wider(self.dtype))
 
 
 def position_bias(by_distance: jax.Array, query_positions: jax.Array, key_positions: jax.Array) -> jax.Array:
@@ -160,10 +115,10 @@ class Attention(nn.Module):
     config, dtypes = self.config, dict(dtype=self.dtype, param_dtype=self.param_dtype)
     joined = config.num_heads * config.head_dim
     # The missing 1 / sqrt(head_dim) of the scores is folded into the initial queries.
-    self.query = Linear(joined, stddev=(config.embed_dim * config.head_dim) ** -0.5, **dtypes)
-    self.key = Linear(joined, **dtypes)
-    self.value = Linear(joined, **dtypes)
-    self.output = Linear(config.embed_dim, **dtypes)
+    self.query = layers.Projection(joined, init_scale=1 / config.head_dim, **dtypes)
+    self.key = layers.Projection(joined, **dtypes)
+    self.value = layers.Projection(joined, **dtypes)
+    self.output = layers.Projection(config.embed_dim, **dtypes)
 
   def _split(self, x):
     return x.reshape(x.shape[0], x.shape[1], self.config.num_heads, self.config.head_dim)
@@ -181,8 +136,8 @@ class Attention(nn.Module):
     return self.output(context.reshape(context.shape[0], context.shape[1], -1))
 
 
-class MLP(nn.Module):
-  """down(relu(up x)), or down(gelu(gate x) * up x)."""
+class ReluMLP(nn.Module):
+  """down(relu(up x))."""
 
   config: t5_configs.T5Config
   dtype: Any
@@ -191,13 +146,14 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    up = Linear(self.config.mlp_dim, name='up', **dtypes)(x)
-    if self.config.mlp == 'gated_gelu':
-      gate = Linear(self.config.mlp_dim, name='gate', **dtypes)(x)
-      hidden = nn.gelu(gate, approximate=True) * up
-    else:
-      hidden = nn.relu(up)
-    return Linear(self.config.embed_dim, name='down', **dtypes)(hidden)
+    hidden = nn.relu(layers.Projection(self.config.mlp_dim, name='up', **dtypes)(x))
+    return layers.Projection(self.config.embed_dim, name='down', **dtypes)(hidden)
+
+
+def _mlp(config, dtypes):
+  if config.mlp == 'gated_gelu':
+    return layers.GatedMLP(config.mlp_dim, activation='gelu', **dtypes)
+  return ReluMLP(config, **dtypes)
 
 
 class EncoderLayer(nn.Module):
@@ -209,15 +165,14 @@ class EncoderLayer(nn.Module):
 
   def setup(self):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    self.pre_attention_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.pre_attention_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
     self.attention = Attention(self.config, **dtypes)
-    self.pre_mlp_norm = Norm(self.config.norm_epsilon, **dtypes)
-    self.mlp = MLP(self.config, **dtypes)
+    self.pre_mlp_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
+    self.mlp = _mlp(self.config, dtypes)
 
   def __call__(self, x, *, mask, bias):
     y = self.pre_attention_norm(x)
-    keys, values = (heads_first(z) for z in self.attention.keys_values(y))
-    context = attention(self.attention.queries(y), keys, values, mask=mask, bias=bias)
+    context = layers.masked_attention(self.attention.queries(y), *self.attention.keys_values(y), mask, bias=bias)
     x = x + self.attention.merge(context)
     return x + self.mlp(self.pre_mlp_norm(x))
 
@@ -233,7 +188,7 @@ class Encoder(nn.Module):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.layer = [EncoderLayer(self.config, **dtypes) for _ in range(self.config.num_encoder_layers)]
     self.relative_bias = RelativeBias(self.config, bidirectional=True, **dtypes)
-    self.final_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.final_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
 
   def __call__(self, x, segments):
     # Segments are contiguous, so inside one of them the distance of two positions is that of their indices.
@@ -254,12 +209,12 @@ class DecoderLayer(nn.Module):
 
   def setup(self):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
-    self.pre_self_attention_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.pre_self_attention_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
     self.self_attention = Attention(self.config, **dtypes)
-    self.pre_cross_attention_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.pre_cross_attention_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
     self.cross_attention = Attention(self.config, **dtypes)
-    self.pre_mlp_norm = Norm(self.config.norm_epsilon, **dtypes)
-    self.mlp = MLP(self.config, **dtypes)
+    self.pre_mlp_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
+    self.mlp = _mlp(self.config, dtypes)
 
   def __call__(self, x, *, attend_self, attend_cross):
     y = self.pre_self_attention_norm(x)
@@ -280,11 +235,12 @@ class Decoder(nn.Module):
     dtypes = dict(dtype=self.dtype, param_dtype=self.param_dtype)
     self.layer = [DecoderLayer(self.config, **dtypes) for _ in range(self.config.num_decoder_layers)]
     self.relative_bias = RelativeBias(self.config, bidirectional=False, **dtypes)
-    self.final_norm = Norm(self.config.norm_epsilon, **dtypes)
+    self.final_norm = layers.RMSNorm(self.config.norm_epsilon, **dtypes)
 
   def cross_keys_values(self, encoded):
     """Keys and values [B, N, S, H] of each layer's cross-attention, computed once per encoder input."""
-    return tuple(tuple(heads_first(x) for x in layer.cross_attention.keys_values(encoded)) for layer in self.layer)
+    heads_first = lambda x: jnp.swapaxes(x, 1, 2)
+    return tuple(jax.tree.map(heads_first, layer.cross_attention.keys_values(encoded)) for layer in self.layer)
 
   def __call__(
       self, x: jax.Array, *, attend_self: Callable[..., jax.Array], cross: Any, cross_mask: jax.Array
@@ -295,16 +251,16 @@ class Decoder(nn.Module):
       x: [B, T, D] embedded tokens.
       attend_self: (layer index, queries, keys, values, all [B, T, N, H]) -> context [B, T, N, H].
       cross: keys and values of each layer, from `cross_keys_values`.
-      cross_mask: bool[B, 1, T or 1, S].
+      cross_mask: bool[B, T or 1, S].
     """
     for index, (layer, (keys, values)) in enumerate(zip(self.layer, cross, strict=True)):
       x = layer(
           x, attend_self=functools.partial(attend_self, index),
-          attend_cross=functools.partial(attention, keys=keys, values=values, mask=cross_mask))
+          attend_cross=functools.partial(cross_attention, keys=keys, values=values, mask=cross_mask))
     return self.final_norm(x)
 
 
 def same_segment(query_segments: jax.Array, key_segments: jax.Array) -> jax.Array:
-  """bool[B, 1, T, S]: both sides carry the same segment number, and it is not padding."""
-  queries, keys = query_segments[:, None, :, None], key_segments[:, None, None, :]
+  """bool[B, T, S]: both sides carry the same segment number, and it is not padding."""
+  queries, keys = query_segments[:, :, None], key_segments[:, None, :]
   return (queries == keys) & (keys > 0)
