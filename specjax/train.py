@@ -43,6 +43,8 @@ _PROGRESS = flags.DEFINE_bool('progress', True, 'Show a progress bar.')
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}: every setting is a flag')
+  if not any(argument.startswith(('-v', '--v')) for argument in sys.argv):
+    logging.set_verbosity(logging.WARNING)  # Orbax writes two dozen info lines for every checkpoint.
   try:
     with stopping.StopRequest() as stop:
       complete = train(stop)
@@ -99,7 +101,6 @@ def train(stop: stopping.StopRequest) -> bool:
 
 def run() -> None:
   """The console entry point."""
-  flags.FLAGS.set_default('verbosity', logging.WARNING)  # Orbax writes two dozen info lines for every checkpoint.
   flags.mark_flags_as_required(['model', 'output_dir', 'steps', 'learning_rate', 'seed'])
   app.run(main)
 
