@@ -15,9 +15,6 @@ jax.config.update('jax_debug_key_reuse', True)
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
-def pytest_configure(config):
-  config.addinivalue_line('markers', 'nightly: slow suites, run by `bash scripts/test.sh --nightly`')
-
 
 @pytest.fixture
 def golden_dir():

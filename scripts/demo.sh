@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# The main job on the built-in pairs: quality against latency of speculative decoding and two speculative cascades.
+#
+#   bash scripts/demo.sh [output folder]      leaves report.html there; about 8 minutes on 2 cores after installation
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source scripts/environment.sh
+output=${1:-results/demo}
+python -m specjax.eval --gin_file=gin/runs/demo.gin --output_path="$output" --resume
+echo "open $output/report.html"
