@@ -145,7 +145,7 @@ class SpeculativeDecoder:
     if self.rule.truncates == 'output':
       log_probs = warping.truncate(log_probs, state.sampling, live=live)
     if has_law and self.bonus == 'target':
-      is_bonus = jnp.arange(log_probs.shape[1])[None, :] == proposal.length[:, None]
+      is_bonus = jnp.arange(log_probs.shape[1], dtype=jnp.int32)[None, :] == proposal.length[:, None]
       log_probs = jnp.where(is_bonus[:, :, None], target.truncated, log_probs)
     return types.Goal(log_probs, goal.deferral)
 

@@ -14,7 +14,8 @@ from jax import lax
 
 def probability_dtype(dtype):
   """The dtype in which laws are computed: at least float32, float64 stays."""
-  return jnp.promote_types(dtype, jnp.float32)
+  # Not jnp.promote_types: under strict promotion it refuses bfloat16 and float64 with float32.
+  return jnp.dtype(dtype) if jnp.finfo(dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
 def per_row(values, ndim):
