@@ -1,0 +1,42 @@
+"""The files of gin/ fit the functions they configure."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from specjax import config
+from specjax.config import registry
+from specjax.config import statements
+
+ROOT = pathlib.Path(__file__).resolve().parents[2] / 'gin'
+FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob('*.gin'))
+
+
+def entry_of(file):
+  """By convention `from specjax.evaluation import evaluate` is the module of the function `evaluate`."""
+  found = [
+      item.module for item in statements.parse((ROOT / file).read_text(encoding='utf-8'), file)
+      if isinstance(item, statements.Import) and item.module not in registry.PACKAGES]
+  assert len(found) == 1, f'{file} imports {found}: one entry expected'
+  return getattr(importlib.import_module(found[0]), found[0].rpartition('.')[2])
+
+
+@pytest.mark.parametrize('file', FILES)
+def test_shipped_file_resolves_and_reads_back(file, tmp_path):
+  entry = entry_of(file)
+  loaded = config.load([file], entry=entry)
+  bound = {key.name for key in loaded.states[-1].assignments}
+  missing = [name for name, parameter in loaded.entry.parameters.items() if parameter.required and name not in bound]
+  run = config.resolve(entry=entry, files=[file], provided=missing)
+  copy = tmp_path / 'operative.gin'
+  copy.write_text(run.operative(), encoding='utf-8')
+  again = config.resolve(entry=entry, files=[str(copy)], provided=missing)
+  assert again.operative() == run.operative() and again.arguments() == run.arguments()
+
+
+def test_header_says_what_is_required_and_commonly_overridden():
+  for file in FILES:
+    if '/' not in file:
+      head = (ROOT / file).read_text(encoding='utf-8').split('from __gin__')[0]
+      assert 'Required:' in head and 'Commonly overridden:' in head, file
