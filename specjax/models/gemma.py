@@ -176,10 +176,15 @@ class Decoder(nn.Module):
     if not config.tied_head:
       self.head = layers.Projection(config.vocab_size, self.dtype, self.param_dtype)
 
-  def __call__(self, tokens: jax.Array, positions: jax.Array, attends: list[Attend]) -> tuple[types.LMOutput, list[Any]]:
+  def __call__(
+      self, tokens: jax.Array, positions: jax.Array, attends: list[Attend]
+  ) -> tuple[types.LMOutput, list[Any]]:
     """Output of all tokens int32[B, T], and what each layer's `Attend` kept."""
     hidden, kept = self.encode(tokens, positions, attends)
-    logits = self.embedder.logits(hidden) if self.config.tied_head else self.head(hidden, layers.float32_or_wider(self.dtype))
+    if self.config.tied_head:
+      logits = self.embedder.logits(hidden)
+    else:
+      logits = self.head(hidden, layers.float32_or_wider(self.dtype))
     return types.LMOutput(layers.soft_cap(logits, self.config.final_softcap), hidden), kept
 
   def encode(self, tokens: jax.Array, positions: jax.Array, attends: list[Attend]) -> tuple[jax.Array, list[Any]]:

@@ -44,14 +44,15 @@ def gemma2_2b(*, vocab_size: int = 256_128) -> gemma.DecoderConfig:
 def gemma2_9b(*, vocab_size: int = 256_128) -> gemma.DecoderConfig:
   """Gemma 2 9B. Source: arXiv:2408.00118, Table 1."""
   return _gemma2(
-      vocab_size=vocab_size, num_layers=42, embed_dim=3584, hidden_dim=14_336, num_heads=16, num_kv_heads=8, head_dim=256)
+      vocab_size=vocab_size, num_layers=42, embed_dim=3584, hidden_dim=14_336, num_heads=16, num_kv_heads=8,
+      head_dim=256)
 
 
 def gemma2_27b(*, vocab_size: int = 256_128) -> gemma.DecoderConfig:
   """Gemma 2 27B; queries are scaled by (embed_dim / num_heads) ** -0.5. Source: arXiv:2408.00118, Table 1."""
   return _gemma2(
-      vocab_size=vocab_size, num_layers=46, embed_dim=4608, hidden_dim=36_864, num_heads=32, num_kv_heads=16, head_dim=128,
-      query_scale=(4608 / 32) ** -0.5)
+      vocab_size=vocab_size, num_layers=46, embed_dim=4608, hidden_dim=36_864, num_heads=32, num_kv_heads=16,
+      head_dim=128, query_scale=(4608 / 32) ** -0.5)
 
 
 def gemma3_270m(*, vocab_size: int = 262_144) -> gemma.DecoderConfig:
@@ -71,22 +72,22 @@ def gemma3_1b(*, vocab_size: int = 262_144) -> gemma.DecoderConfig:
 def gemma3_4b(*, vocab_size: int = 262_144) -> gemma.DecoderConfig:
   """Gemma 3 4B, text only. Source: gemma 3.3.0."""
   return _gemma3(
-      vocab_size=vocab_size, num_layers=34, embed_dim=2560, hidden_dim=10_240, num_heads=8, num_kv_heads=4, head_dim=256,
-      window=1024, position_factor=8.0)
+      vocab_size=vocab_size, num_layers=34, embed_dim=2560, hidden_dim=10_240, num_heads=8, num_kv_heads=4,
+      head_dim=256, window=1024, position_factor=8.0)
 
 
 def gemma3_12b(*, vocab_size: int = 262_144) -> gemma.DecoderConfig:
   """Gemma 3 12B, text only. Source: gemma 3.3.0."""
   return _gemma3(
-      vocab_size=vocab_size, num_layers=48, embed_dim=3840, hidden_dim=15_360, num_heads=16, num_kv_heads=8, head_dim=256,
-      window=1024, position_factor=8.0)
+      vocab_size=vocab_size, num_layers=48, embed_dim=3840, hidden_dim=15_360, num_heads=16, num_kv_heads=8,
+      head_dim=256, window=1024, position_factor=8.0)
 
 
 def gemma3_27b(*, vocab_size: int = 262_144) -> gemma.DecoderConfig:
   """Gemma 3 27B, text only; queries are scaled by (embed_dim / num_heads) ** -0.5. Source: gemma 3.3.0."""
   return _gemma3(
-      vocab_size=vocab_size, num_layers=62, embed_dim=5376, hidden_dim=21_504, num_heads=32, num_kv_heads=16, head_dim=128,
-      window=1024, position_factor=8.0, query_scale=(5376 / 32) ** -0.5)
+      vocab_size=vocab_size, num_layers=62, embed_dim=5376, hidden_dim=21_504, num_heads=32, num_kv_heads=16,
+      head_dim=128, window=1024, position_factor=8.0, query_scale=(5376 / 32) ** -0.5)
 
 
 def _llama(*, num_layers: int, **fields) -> gemma.DecoderConfig:
@@ -101,36 +102,36 @@ def _llama3_rotary(factor: float) -> layers.Rotary:
 def llama2_7b(*, vocab_size: int = 32_000) -> gemma.DecoderConfig:
   """Llama 2 7B. Source: arXiv:2307.09288."""
   return _llama(
-      vocab_size=vocab_size, num_layers=32, embed_dim=4096, hidden_dim=11_008, num_heads=32, num_kv_heads=32, head_dim=128,
-      tied_head=False)
+      vocab_size=vocab_size, num_layers=32, embed_dim=4096, hidden_dim=11_008, num_heads=32, num_kv_heads=32,
+      head_dim=128, tied_head=False)
 
 
 def llama2_13b(*, vocab_size: int = 32_000) -> gemma.DecoderConfig:
   """Llama 2 13B. Source: arXiv:2307.09288."""
   return _llama(
-      vocab_size=vocab_size, num_layers=40, embed_dim=5120, hidden_dim=13_824, num_heads=40, num_kv_heads=40, head_dim=128,
-      tied_head=False)
+      vocab_size=vocab_size, num_layers=40, embed_dim=5120, hidden_dim=13_824, num_heads=40, num_kv_heads=40,
+      head_dim=128, tied_head=False)
 
 
 def llama3_8b(*, vocab_size: int = 128_256) -> gemma.DecoderConfig:
   """Llama 3 8B. Source: arXiv:2407.21783, Table 3."""
   return _llama(
-      vocab_size=vocab_size, num_layers=32, embed_dim=4096, hidden_dim=14_336, num_heads=32, num_kv_heads=8, head_dim=128,
-      global_rotary=layers.Rotary(base=500_000.0), tied_head=False)
+      vocab_size=vocab_size, num_layers=32, embed_dim=4096, hidden_dim=14_336, num_heads=32, num_kv_heads=8,
+      head_dim=128, global_rotary=layers.Rotary(base=500_000.0), tied_head=False)
 
 
 def llama3_1_8b(*, vocab_size: int = 128_256) -> gemma.DecoderConfig:
   """Llama 3.1 8B. Source: arXiv:2407.21783, Table 3."""
   return _llama(
-      vocab_size=vocab_size, num_layers=32, embed_dim=4096, hidden_dim=14_336, num_heads=32, num_kv_heads=8, head_dim=128,
-      global_rotary=_llama3_rotary(8.0), tied_head=False)
+      vocab_size=vocab_size, num_layers=32, embed_dim=4096, hidden_dim=14_336, num_heads=32, num_kv_heads=8,
+      head_dim=128, global_rotary=_llama3_rotary(8.0), tied_head=False)
 
 
 def llama3_1_70b(*, vocab_size: int = 128_256) -> gemma.DecoderConfig:
   """Llama 3.1 70B. Source: arXiv:2407.21783, Table 3."""
   return _llama(
-      vocab_size=vocab_size, num_layers=80, embed_dim=8192, hidden_dim=28_672, num_heads=64, num_kv_heads=8, head_dim=128,
-      global_rotary=_llama3_rotary(8.0), tied_head=False)
+      vocab_size=vocab_size, num_layers=80, embed_dim=8192, hidden_dim=28_672, num_heads=64, num_kv_heads=8,
+      head_dim=128, global_rotary=_llama3_rotary(8.0), tied_head=False)
 
 
 def llama3_2_1b(*, vocab_size: int = 128_256) -> gemma.DecoderConfig:

@@ -3,13 +3,13 @@
     slots    0 .......... length-1 | length ....... length+T-1 | ............ capacity-1
              committed prefix      | block being fed (T tokens) | garbage, may even be NaN
 
-A full layer keeps position p in slot p. A sliding-window layer whose window is shorter than the capacity is a *ring* of R
-slots and keeps position p in slot p mod R. R holds the window and `slack` more, so the garbage that a rewind leaves behind
-(at most `slack` tokens past the end) lies on positions that the window has already passed.
+A full layer keeps position p in slot p. A sliding-window layer whose window is shorter than the capacity is a *ring* of
+R slots and keeps position p in slot p mod R. R holds the window and `slack` more, so the garbage that a rewind leaves
+behind (at most `slack` tokens past the end) lies on positions that the window has already passed.
 
-Attention runs over blocks of slots with a traced trip count: the cost follows the longest live row and not the capacity.
-Block boundaries are absolute and a block without visible keys changes no bit, so a row depends neither on its neighbours nor
-on their lengths.
+Attention runs over blocks of slots with a traced trip count: the cost follows the longest live row and not the
+capacity. Block boundaries are absolute and a block without visible keys changes no bit, so a row depends neither on its
+neighbours nor on their lengths.
 """
 
 from typing import Any, Callable

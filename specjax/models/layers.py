@@ -1,7 +1,7 @@
 """Layers that the model families share. Kernels are separate two-dimensional leaves, used as stored.
 
-`dtype` is what a layer computes in and `param_dtype` what it creates; parameters of another dtype are cast at use, which
-costs a pass over the weights in every decoding step, so callers cast once when they load.
+`dtype` is what a layer computes in and `param_dtype` what it creates; parameters of another dtype are cast at use,
+which costs a pass over the weights in every decoding step, so callers cast once when they load.
 """
 
 import dataclasses
@@ -27,7 +27,8 @@ class Rotary:
     base: the longest wavelength is 2 pi * base tokens.
     factor: positions are divided by it (linear scaling), or, with the Llama 3 fields, only at low frequencies.
     low_frequency_factor, high_frequency_factor, original_length: Llama 3 scaling. Wavelengths above original_length /
-      low_frequency_factor are scaled, those below original_length / high_frequency_factor are not, between them linearly.
+      low_frequency_factor are scaled, those below original_length / high_frequency_factor are not, and between them
+      the share moves linearly.
   """
 
   base: float = 10_000.0

@@ -58,7 +58,8 @@ def from_official(flat, num_layers):
 
 def from_hugging_face(tensors, num_layers):
   """Our parameters from the tensors of a Gemma 2 or 3 file, whose matrices are [out, in]."""
-  params = {'embedder/embedding': tensors['model.embed_tokens.weight'], 'final_norm/scale': tensors['model.norm.weight']}
+  params = {
+      'embedder/embedding': tensors['model.embed_tokens.weight'], 'final_norm/scale': tensors['model.norm.weight']}
   names = {
       'attention/query/kernel': 'self_attn.q_proj', 'attention/key/kernel': 'self_attn.k_proj',
       'attention/value/kernel': 'self_attn.v_proj', 'attention/output/kernel': 'self_attn.o_proj',
@@ -89,7 +90,8 @@ def forward(config, params, tokens):
   tokens = jnp.asarray(tokens, jnp.int32)
   positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None], tokens.shape)
   batch = types.TrainingBatch(
-      tokens=tokens, targets=tokens, weights=jnp.ones(tokens.shape), positions=positions, segments=jnp.ones_like(tokens))
+      tokens=tokens, targets=tokens, weights=jnp.ones(tokens.shape), positions=positions,
+      segments=jnp.ones_like(tokens))
   return np.asarray(jax.jit(gemma.DecoderLM(config).forward)(params, batch).logits)
 
 
