@@ -85,12 +85,12 @@ def train_language_model(
   fresh_state = lambda: loop.init_state(model.init(jax.random.key(config.seed)), optimizer)
   restored = checkpoints.restore_newest(jax.eval_shape(fresh_state))
   if restored is None:
-    state = jax.jit(fresh_state)()
+    state, seconds = jax.jit(fresh_state)(), 0.0
   else:
-    _check_same_run(identity, restored[2], output_dir)
+    seconds = restored[2].pop('seconds', 0.0)
+    _check_same_run(identity, _with_defaults(restored[2]), output_dir)
     state = jax.tree.map(jax.numpy.array, restored[1])
     logging.warning('resuming %s at step %d', output_dir, restored[0])
-  log = metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard)
 
   def batch_at(step):
     index = batches.batch_indices(
@@ -98,14 +98,24 @@ def train_language_model(
     )
     return train_data.rows(index, input_weight=config.input_weight)
 
-  state, complete = loop.fit(
-      state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
-      batch_at=batch_at, evaluate=make_evaluate(model, validation_data, batch_size=config.batch_size),
-      count_tokens=batches.count_tokens, learning_rate=optimizers.schedule(config.optimizer), config=loop_config,
-      checkpoints=checkpoints, metadata=identity, log=log, stop=stop, show_progress=show_progress,
-  )
-  log.close()
+  with metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard) as log:
+    state, complete = loop.fit(
+        state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
+        batch_at=batch_at, evaluate=make_evaluate(model, validation_data, batch_size=config.batch_size),
+        count_tokens=batches.count_tokens, learning_rate=optimizers.schedule(config.optimizer), config=loop_config,
+        checkpoints=checkpoints, metadata=identity, log=log, stop=stop, show_progress=show_progress,
+        seconds_before=seconds,
+    )
   return state.params, complete
+
+
+def _with_defaults(stored):
+  """The metadata of a checkpoint, where a setting that did not exist yet when it was saved has its default."""
+  defaults = lambda kind: {
+      field.name: field.default for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
+  config = defaults(LanguageModelConfig) | stored.get('config', {})
+  config['optimizer'] = defaults(optimizers.OptimizerConfig) | config.get('optimizer', {})
+  return dict(stored, config=config)
 
 
 def _check_same_run(wanted, stored, where, path=''):

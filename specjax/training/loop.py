@@ -67,7 +67,7 @@ def fit(
     state: TrainState, *, constants: Any, train_step: Callable, batch_at: Callable[[int], Any],
     evaluate: Callable[[Any], dict[str, float]], count_tokens: Callable[[Any], int], learning_rate: Callable,
     config: LoopConfig, checkpoints: native.TrainingCheckpoints, metadata: dict[str, Any],
-    log: metric_log.MetricLog, stop: stopping.StopRequest, show_progress: bool,
+    log: metric_log.MetricLog, stop: stopping.StopRequest, show_progress: bool, seconds_before: float = 0.0,
 ) -> tuple[TrainState, bool]:
   """The state after training, and whether it reached `config.num_steps` (if not, `stop` asked; it is saved).
 
@@ -77,12 +77,13 @@ def fit(
     evaluate: validation metrics of parameters.
     count_tokens: tokens of a batch, for the throughput.
     learning_rate: the schedule, reported only.
-    metadata: JSON-able, stored in every checkpoint.
+    metadata: JSON-able, stored in every checkpoint; `seconds` (of training until then) is added.
+    seconds_before: training time behind `state`, so that the reported seconds go on where the checkpoint was saved.
   """
   step = int(state.step)
   bar = tqdm.tqdm(total=config.num_steps, initial=step, unit='step', disable=not show_progress, dynamic_ncols=True)
   saved, tokens, since = step, 0, time.perf_counter()
-  started = since
+  started = since - seconds_before
   with bar:
     while step < config.num_steps and not stop.requested:
       batch = batch_at(step)
@@ -106,16 +107,16 @@ def fit(
         bar.write(f'step {step}: ' + ', '.join(f'{name} {value:.4f}' for name, value in sorted(values.items())))
         tokens, since = 0, time.perf_counter()
       if step % config.save_every == 0 or step == config.num_steps:
-        _save(checkpoints, step, state, metrics, metadata)
+        _save(checkpoints, step, state, metrics, metadata, started)
         saved = step
   if saved != step:
-    _save(checkpoints, step, state, metrics, metadata)
+    _save(checkpoints, step, state, metrics, metadata, started)
   return state, step >= config.num_steps
 
 
-def _save(checkpoints, step, state, metrics, metadata):
+def _save(checkpoints, step, state, metrics, metadata, started):
   _finite(jax.device_get(metrics), step)  # A diverged state must not push the last good one out.
-  checkpoints.save(step, state, metadata)
+  checkpoints.save(step, state, dict(metadata, seconds=time.perf_counter() - started))
 
 
 def _finite(metrics, step):

@@ -7,7 +7,7 @@ from typing import Mapping
 
 
 class MetricLog:
-  """Appends to `metrics.jsonl` and, if asked, to TensorBoard event files in the same directory.
+  """Appends to `metrics.jsonl` and, if asked, to TensorBoard event files in the same directory. A context manager.
 
   Args:
     directory: the run's output directory.
@@ -21,7 +21,10 @@ class MetricLog:
     self._path.parent.mkdir(parents=True, exist_ok=True)
     kept = [row for row in read_metrics(self._path) if row['step'] <= resume_step]
     temporary = self._path.with_suffix('.tmp')
-    temporary.write_text(''.join(json.dumps(row) + '\n' for row in kept))
+    with open(temporary, 'w', encoding='utf-8') as file:
+      file.write(''.join(json.dumps(row) + '\n' for row in kept))
+      file.flush()
+      os.fsync(file.fileno())  # Before the rename: otherwise a power cut can leave an empty file in its place.
     os.replace(temporary, self._path)
     self._writer = None
     if tensorboard:
@@ -29,6 +32,12 @@ class MetricLog:
       from clu import metric_writers  # TensorFlow: only when asked for.
 
       self._writer = metric_writers.SummaryWriter(str(directory))
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *unused):
+    self.close()
 
   def write(self, step: int, kind: str, values: Mapping[str, float]) -> None:
     """One report of `kind` ('train' or 'validation') after `step` steps; durable on return."""
@@ -47,12 +56,14 @@ class MetricLog:
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
-  """The rows of a metrics file up to the first line that does not parse (a torn tail); [] when there is no file."""
+  """The rows of a metrics file up to the first line that is not one (a torn tail); [] when there is no file."""
   rows = []
   if pathlib.Path(path).is_file():
-    for line in pathlib.Path(path).read_text(encoding='utf-8').splitlines():
+    for line in pathlib.Path(path).read_bytes().split(b'\n'):
       try:
-        rows.append(json.loads(line))
-      except ValueError:
+        row = json.loads(line)
+        int(row['step'])
+      except (ValueError, TypeError, KeyError):
         break
+      rows.append(row)
   return rows
