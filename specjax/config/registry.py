@@ -68,7 +68,8 @@ class Registry:
     if not _MODULE.fullmatch(module) or not (self._is_allowed(module) or self._is_of_entry(module)):
       raise errors.ConfigError(
           what='import', where=statement.where, got=statements.shown(module),
-          expected=f'{", ".join(PACKAGES)}, or what --allow_module names',
+          expected=f'specjax.{{{",".join(package.split(".")[1] for package in PACKAGES)}}}, the module of the function that '
+          'is run, or what --allow_module names',
           fix=signatures.did_you_mean(module, [*self._packages, *self._entry_modules()]))
 
   def module(self, name: str, where: str) -> Any:
@@ -158,7 +159,7 @@ class Registry:
       return value
     is_callable = inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, '__wrapped__')
     origin = module.__name__ if listed is not None else getattr(value, '__module__', None) or ''
-    return value if is_callable and self._is_allowed(module.__name__) and self._is_allowed(origin) else None
+    return value if is_callable and self._is_allowed(origin) else None
 
   def _suggestion(self, selector, imports):
     """'did you mean', out of what the imported modules export."""

@@ -5,7 +5,6 @@ command line last. Nothing outside the search roots is opened: `include` cannot 
 """
 
 import dataclasses
-import os
 import pathlib
 from typing import Iterable, Sequence
 
@@ -86,9 +85,9 @@ def _read_file(path, roots, found, including, earlier):
     raise errors.ConfigError(what='files', where=str(path), expected=f'at most {MAX_FILES}')
   included, imports, bindings = set(), [], []
   for statement in statements.parse(_text(path), str(path)):
+    if bindings and not isinstance(statement, statements.Binding):
+      raise errors.ConfigError(what='order', where=statement.where, expected='imports and includes before bindings')
     if isinstance(statement, statements.Include):
-      if bindings:
-        raise errors.ConfigError(what='include', where=statement.where, expected='includes before bindings')
       target = _included(statement, path, roots)
       included |= _read_file(target, roots, found, (*including, resolved), earlier)
     elif isinstance(statement, statements.Import):
@@ -104,10 +103,10 @@ def _included(statement, including, roots):
   candidates = [including.parent / statement.path, *(root / statement.path for root in roots)]
   candidates = [candidate for candidate in candidates if _is_inside(candidate, roots)]
   found = _first_file(candidates)
-  if os.path.isabs(statement.path) or found is None:
+  if found is None:
     raise errors.ConfigError(
         what='include', where=statement.where, got=statements.shown(statement.path),
-        expected='a relative path of a file inside the search roots', fix=_nearest_file(statement.path, candidates))
+        expected='a file inside the search roots', fix=_nearest_file(statement.path, candidates))
   return found
 
 

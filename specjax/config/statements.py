@@ -17,8 +17,8 @@ from specjax.core import errors
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 50
-MAX_TOKENS = 100_000
-MAX_STATEMENTS = 10_000
+MAX_TOKENS = 50_000
+MAX_STATEMENTS = 5_000
 MAX_ADJACENT_STRINGS = 1_000
 REQUIRED = 'gin.REQUIRED'
 
@@ -93,19 +93,19 @@ def parse(text: str, name: str, *, registered: bool = False) -> tuple[Import | I
   try:
     parser = config_parser.ConfigParser(text, _Delegate())
     # Not a for loop: gin's parser lets StopIteration out at an unexpected end, which would pass for the real one.
-    while (statement := parser.parse_statement()) is not None:
+    while len(statements) <= MAX_STATEMENTS and (statement := parser.parse_statement()) is not None:
       statements.append(statement)
   except Exception as error:  # Whatever a hostile text makes of gin, ast or tokenize; the cause stays attached.
     raise _syntax_error(error, name, parser) from error
   if len(statements) > MAX_STATEMENTS:
-    raise errors.ConfigError(what='statements', where=name, got=len(statements), expected=f'at most {MAX_STATEMENTS}')
+    raise errors.ConfigError(what='length', where=name, expected=f'at most {MAX_STATEMENTS} statements')
   return tuple(_converted(statements, name, registered))
 
 
 def parse_binding(text: str, name: str) -> Binding:
   """The one binding that `text` is, as given on the command line after `--gin.`."""
   try:
-    found = parse(text, name, registered=True) if '\n' not in text else ()
+    found = parse(text, name, registered=True)
   except errors.ConfigError as error:
     raise errors.ConfigError(
         what=error.what, where=name, got=error.got or shown(text), expected=error.expected,
@@ -209,6 +209,7 @@ def _syntax_error(error, name, parser):
   elif isinstance(error, tokenize.TokenError) and detail:
     line = detail[0]
   message = ' '.join(str(error.args[0]).split()) if error.args else 'unexpected end'
+  message = message[message.find('Failed to parse token'):] if 'Failed to parse token' in message else message
   return errors.ConfigError(
       what=f'cannot be read as gin: {shown(message)}', where=f'{name}:{line}' if line else name)
 

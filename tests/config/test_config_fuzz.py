@@ -54,7 +54,7 @@ def mutated(rng):
   """A seed text after one to four random edits of characters, pieces or lines."""
   text = rng.choice(SEEDS)
   for _ in range(rng.randint(1, 4)):
-    position, kind = rng.randrange(len(text) + 1), rng.randrange(6)
+    position, kind = rng.randrange(len(text) + 1), rng.randrange(7)
     lines = text.split('\n')
     if kind == 0:
       text = text[:position] + text[position + rng.randint(1, 8):]
@@ -68,6 +68,9 @@ def mutated(rng):
     elif kind == 4:
       lines.pop(rng.randrange(len(lines)))
       text = '\n'.join(lines) or 'K'
+    elif kind == 5:
+      lines.insert(rng.randrange(len(lines) + 1), lines.pop(rng.randrange(len(lines))))
+      text = '\n'.join(lines)
     else:
       other = rng.choice(SEEDS).split('\n')
       text = '\n'.join([*lines, rng.choice(other)])

@@ -34,6 +34,9 @@ small/toy_parts.model.layers = 7
 REQUIRED = 'toy_entry.evaluate.temperature = 1.0\ntoy_entry.evaluate.seed = 0\n'
 
 
+HEAD = 'from __gin__ import dynamic_registration\nimport toy_parts\nimport toy_entry\n'
+
+
 def resolve(*files, bindings=(), entry=toy_entry.evaluate, **options):
   return config.resolve(entry=entry, files=files, bindings=bindings, allow_modules=['toy_parts'], **options)
 
@@ -149,8 +152,6 @@ def test_no_file_is_needed():
     ('toy_entry.evaluate.rule = @toy_parts.Rul()', 'toy_parts.Rule'),
     ('toy_entry.evaluate.rule = @toy_part.Lossless()', 'toy_parts.Lossless'),
     ('toy_parts.Rule.treshold = 0.5', 'threshold'),
-    ('import toy_part', 'toy_parts'),
-    ('import specjax.rule', 'specjax.rules'),
     ('DEPTH = 3\ntoy_entry.evaluate.num_draft_tokens = %DEPHT', 'DEPTH'),
     ('DEPTH = 3\nDEPT = 4\ntoy_entry.evaluate.num_draft_tokens = %DEPTH', 'DEPTH'),
     ('toy_entry.evaluate.rule = @main/toy_parts.Rule()\ntoy_parts.Rule.threshold = 0.5\nmian/toy_parts.Rule.kind = "hard"', 'main'),
@@ -161,6 +162,11 @@ def test_misspelt_name_is_refused_with_a_suggestion(write, statement, suggestion
   assert error.fix == f'did you mean {suggestion}?', error
   assert error.where.startswith(f'{path}:')
   assert int(error.where.rpartition(':')[2]) >= 6
+
+
+@pytest.mark.parametrize('module, suggestion', [('toy_part', 'toy_parts'), ('specjax.rule', 'specjax.rules')])
+def test_misspelt_module_is_refused_with_a_suggestion(write, module, suggestion):
+  assert refusal(write(REQUIRED, head=f'{HEAD}import {module}\n')).fix == f'did you mean {suggestion}?'
 
 
 @pytest.mark.parametrize('text', [
@@ -243,6 +249,16 @@ def test_missing_parameter_is_named(write):
   assert 'Drafter.num_draft_tokens is required' in str(error) and error.where == f'{path}:6'
 
 
+def test_error_of_another_kind_stays_what_it_is(write):
+  with pytest.raises(errors.VocabError):
+    resolve(write(REQUIRED + 'toy_entry.evaluate.rule = @toy_parts.mismatched()')).call()
+
+
+def test_parameter_without_its_constructor_is_explained(write):
+  error = refusal(write(REQUIRED + 'seed = 3\ntoy_entry.evaluate.num_draft_tokens = 4'))
+  assert error.got == 'seed' and 'evaluate.seed' in error.expected
+
+
 # Twice, never, in circles.
 
 
@@ -250,11 +266,15 @@ def test_missing_parameter_is_named(write):
     'toy_entry.evaluate.seed = 1\ntoy_entry.evaluate.seed = 2',
     'toy_entry.evaluate:\n  seed = 1\n  seed = 1',
     'K = 1\nK = 2\ntoy_entry.evaluate.seed = %K',
-    'import toy_entry as again\ntoy_entry.evaluate.seed = 1\nagain.evaluate.seed = 2',
     'toy_entry.evaluate.rule = @s/toy_parts.model()\ns/toy_parts.model.name = "a"\ns/toy_parts.model.name = "b"',
 ])
 def test_binding_twice_in_a_file_is_refused(write, text):
   assert 'twice' in str(refusal(write('toy_entry.evaluate.temperature = 1.0\n' + text)))
+
+
+def test_binding_twice_under_two_names_is_refused(write):
+  head = HEAD + 'import toy_entry as again\n'
+  assert 'twice' in str(refusal(write(REQUIRED + 'again.evaluate.seed = 2', head=head)))
 
 
 @pytest.mark.parametrize('text', [
@@ -299,7 +319,8 @@ def test_circle_is_refused(write, text):
     ''.join(f'A{i} = 1\n' for i in range(11_000)),
 ], ids=['macros', 'references', 'long chain', 'chain of macros', 'nesting', 'just too deep', 'strings', 'tokens', 'bytes', 'statements'])
 def test_expansion_without_bound_is_refused(write, text):
-  refusal(write(REQUIRED + text))
+  what = refusal(write(REQUIRED + text)).what
+  assert any(word in what for word in ('size', 'deep', 'define each other', 'nesting', 'length')), what
 
 
 def test_fifty_levels_are_allowed(write):
@@ -321,6 +342,7 @@ def test_later_file_overrides_earlier_one(write):
   first, second = write(RUN, 'a.gin'), write('toy_entry.evaluate.seed = 11', 'b.gin')
   assert resolve(first, second).call()['seed'] == 11
   assert resolve(second, first).call()['seed'] == 3
+  assert refusal(first, first).expected == 'given once'
 
 
 def test_files_that_do_not_include_each_other_may_not_disagree(write):
@@ -424,9 +446,10 @@ def test_binding_needs_dynamic_registration(write):
   assert 'dynamic_registration' in refusal(write(REQUIRED, head='import toy_entry\n')).fix
 
 
-def test_include_after_a_binding_is_refused(write):
+@pytest.mark.parametrize('late', ["include 'base.gin'", 'import toy_parts'])
+def test_import_or_include_after_a_binding_is_refused(write, late):
   write(REQUIRED, 'base.gin')
-  assert 'before' in str(refusal(write("K = 4\ninclude 'base.gin'\n", 'top.gin')))
+  assert 'before' in str(refusal(write(f'K = 4\n{late}\n', 'top.gin')))
 
 
 def test_statement_is_not_lost_at_an_unexpected_end():

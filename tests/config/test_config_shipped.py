@@ -14,12 +14,13 @@ FILES = sorted(str(path.relative_to(ROOT)) for path in ROOT.rglob('*.gin'))
 
 
 def entry_of(file):
-  """By convention `from specjax.evaluation import evaluate` is the module of the function `evaluate`."""
-  found = [
-      item.module for item in statements.parse((ROOT / file).read_text(encoding='utf-8'), file)
-      if isinstance(item, statements.Import) and item.module not in registry.PACKAGES]
+  """What the file binds first, of the one module it imports that exports no constructors."""
+  parsed = statements.parse((ROOT / file).read_text(encoding='utf-8'), file)
+  found = [item for item in parsed if isinstance(item, statements.Import) and item.module not in registry.PACKAGES]
   assert len(found) == 1, f'{file} imports {found}: one entry expected'
-  return getattr(importlib.import_module(found[0]), found[0].rpartition('.')[2])
+  names = [item.selector.partition('.') for item in parsed if isinstance(item, statements.Binding)]
+  name = next(name for prefix, _, name in names if prefix == found[0].name)
+  return getattr(importlib.import_module(found[0].module), name)
 
 
 @pytest.mark.parametrize('file', FILES)

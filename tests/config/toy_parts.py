@@ -47,6 +47,11 @@ def fails(*, number=1):
   raise ValueError(f'{number} will not do')
 
 
+def mismatched():
+  """A constructor that refuses with an error of its own kind."""
+  raise errors.VocabError(what='vocabulary', got=3, expected='4')
+
+
 def loose(**options):
   """Takes anything, so nothing can be bound by name."""
   return options
