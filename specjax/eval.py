@@ -1,0 +1,101 @@
+"""Decodes, times, scores and reports.
+
+  python -m specjax.eval [run] --output_path=DIR [flags]     a sweep: pairs x tasks x methods x thresholds x sampling x seeds
+  python -m specjax.eval bench --output_path=DIR [flags]     speed alone: batch sizes x draft lengths, forced length
+  python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
+  python -m specjax.eval list [methods|tasks|pairs]          what can be named
+
+Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (--help lists them), --gin_file=FILE and --gin.NAME=value;
+what is not given comes from gin/eval.gin (bench: gin/bench.gin). Ctrl-C stops after the batch in flight, with exit code 130; the same command with --resume goes on.
+"""
+
+import logging
+import os
+import sys
+
+from specjax import config
+from specjax.core.errors import ConfigError
+from specjax.evaluation import evaluate
+from specjax.evaluation import interrupts
+from specjax.evaluation import listing
+from specjax.evaluation import provenance
+from specjax.evaluation import report
+from specjax.evaluation import runner
+
+LOG = logging.getLogger('specjax.eval')
+
+VERBS = ('run', 'bench', 'plot', 'list')
+DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin'}
+
+# What users of other tools type.
+ALIASES = {
+    'pair': 'pairs', 'task': 'tasks', 'method': 'methods', 'temperature': 'temperatures', 'seed': 'seeds',
+    'batch_size': 'batch_sizes', 'concurrency': 'batch_sizes', 'limit': 'max_samples', 'threshold': 'thresholds',
+    'num_speculative_tokens': 'num_draft_tokens', 'speculative_num_steps': 'num_draft_tokens',
+    'speculative_num_draft_tokens': 'num_draft_tokens', 'spec_draft_n_max': 'num_draft_tokens',
+    'block_size': 'num_draft_tokens', 'output_dir': 'output_path',
+}
+
+# Parameters of `evaluate` that this binary gives, not the configuration.
+PROVIDED = ('operative_config', 'compilation_cache', 'load_runner')
+
+
+def main(argv):
+  """Runs one verb; returns the exit code."""
+  logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
+  for name in ('jax', 'absl', 'matplotlib'):
+    logging.getLogger(name).setLevel(logging.WARNING)
+  given = config.parse(argv, evaluate.evaluate, aliases=ALIASES, max_operands=2)
+  verb, *objects = given.operands or ('run',)
+  if given.help:
+    hidden = tuple(f'  --{name}:' for name in PROVIDED)
+    lines = config.usage(evaluate.evaluate, aliases=ALIASES).replace('collections.abc.', '').splitlines()
+    print(__doc__, *(line for line in lines if not line.startswith(hidden)), sep='\n')
+    return 0
+  if verb not in VERBS or (objects and verb in DEFAULTS):
+    raise ConfigError(what='verb', where='command line', got=' '.join(given.operands), expected=f'one of {", ".join(VERBS)}')
+  if verb == 'list':
+    print(listing.text(objects[0] if objects else None))
+    return 0
+  if verb == 'plot':
+    directory = objects[0] if objects else given.overrides.get('output_path')
+    if directory is None:
+      raise ConfigError(what='no directory', where='command line', fix='Write: python -m specjax.eval plot DIR')
+    show(directory)
+    return 0
+  return sweep(verb, given)
+
+
+def sweep(verb, given):
+  """Runs `evaluate` and writes its reports."""
+  sources = given.sources()
+  if not sources['files']:
+    sources['files'] = (DEFAULTS[verb],)
+  if verb == 'bench':
+    sources['overrides'] = {'force_length': True} | sources['overrides']
+  resolved = config.resolve(entry=evaluate.evaluate, provided=PROVIDED, **sources)
+  operative = resolved.operative()
+  LOG.info('%s', operative)
+  directory = resolved.arguments()['output_path']
+  try:
+    resolved.call(
+        operative_config=operative, compilation_cache=provenance.keep_compilation_cache(),
+        load_runner=runner.load_runner)
+  except interrupts.Stopped as stopped:
+    print(f'{stopped}; every row in {os.path.join(directory, "rows.jsonl")} is whole. '
+          'Run the same command with --resume to go on.', file=sys.stderr)
+    return stopped.exit_code
+  show(directory)
+  return 0
+
+
+def show(directory):
+  """Rebuilds the reports; the table is the last thing on stdout."""
+  written = report.write(directory)
+  for name in ('report.html', 'report.md', 'results.json'):
+    LOG.info('%s', written.directory / name)
+  print(written.table)
+
+
+if __name__ == '__main__':
+  sys.exit(config.run_main(main))

@@ -1,0 +1,41 @@
+"""What can be named in a sweep, as text."""
+
+from specjax.core.errors import ConfigError
+from specjax.evaluation import methods
+from specjax.evaluation import table
+from specjax.evaluation import task_sources
+from specjax.pairs import builtin
+
+KINDS = ('methods', 'tasks', 'pairs')
+
+
+def text(kind=None):
+  """A Markdown table of one kind of name, or of all.
+
+  Raises:
+    ConfigError: an unknown kind.
+  """
+  if kind is not None and kind not in KINDS:
+    raise ConfigError(what='list', where='command line', got=kind, expected=f'one of {", ".join(KINDS)}')
+  makers = {'methods': _methods, 'tasks': _tasks, 'pairs': _pairs}
+  return '\n'.join(table.markdown_table(makers[name]()) for name in (KINDS if kind is None else (kind,)))
+
+
+def _methods():
+  rows = [('method', 'rule', 'knob', 'output follows', 'what it is')]
+  for method in methods.METHODS.values():
+    law = 'the target' if method.lossless else 'the drafter' if method.model == 'drafter' else 'the rule'
+    rows.append((method.name, method.rule or '-', method.knob or '-', law, method.summary))
+  return rows
+
+
+def _tasks():
+  return [('task', 'what it is'), *task_sources.descriptions().items()]
+
+
+def _pairs():
+  rows = [('pair', 'kind', 'target parameters', 'drafter parameters')]
+  for name in builtin.PAIRS:
+    models = [builtin.MODELS[f'{name}_{role}'] for role in ('target', 'drafter')]
+    rows.append((name, models[0].kind, *(f'{builtin.describe(m)["num_parameters"]:,}' for m in models)))
+  return rows

@@ -1,0 +1,159 @@
+"""The directory of one run: rows.jsonl, run.json and what is rebuilt from them. Resumed only by the same configuration."""
+
+import hashlib
+import json
+import os
+import pathlib
+
+from specjax.core.errors import ConfigError
+from specjax.evaluation import row_log
+from specjax.evaluation import rows as rows_lib
+
+ROWS = 'rows.jsonl'
+QUESTIONS = 'questions.jsonl'
+RUN = 'run.json'
+
+
+def run_id(config, prompt_sets):
+  """12 hex digits that name a run: equal for equal configuration and prompts, so that a resumed run keeps its own."""
+  named = {'config': config, 'prompt_sets': prompt_sets, 'row_version': rows_lib.ROW_VERSION}
+  return hashlib.sha256(row_log.canonical_json(named)).hexdigest()[:12]
+
+
+def write_json(path, value):
+  """Writes `value` so that a reader sees the old file or the new one, never half of either."""
+  write_text(path, json.dumps(rows_lib.finite(value), indent=1, ensure_ascii=True, allow_nan=False) + '\n')
+
+
+def write_text(path, text):
+  """As `write_json`, for text."""
+  write_bytes(path, text.encode('utf-8', 'surrogatepass'))
+
+
+def write_bytes(path, data):
+  """As `write_json`, for bytes."""
+  path = pathlib.Path(path)
+  temporary = path.with_name(f'.{path.name}.tmp')
+  with open(temporary, 'wb') as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def read_run(directory):
+  """The run's metadata, {} when there is none.
+
+  Raises:
+    ConfigError: the file does not parse.
+  """
+  path = pathlib.Path(directory) / RUN
+  if not path.exists():
+    return {}
+  try:
+    return json.loads(path.read_bytes())
+  except ValueError:
+    raise ConfigError(what='run.json does not parse', where=str(path), fix='Run again with --overwrite.') from None
+
+
+def read_questions(directory):
+  """(task, question id) -> question, {} when the file is missing."""
+  path = pathlib.Path(directory) / QUESTIONS
+  if not path.exists():
+    return {}
+  lines = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  return {(line['task'], line['question_id']): line for line in lines}
+
+
+def check_free(directory, *, resume, overwrite):
+  """Raises `ConfigError` when results are there and neither flag says what to do with them; writes nothing."""
+  if resume and overwrite:
+    raise ConfigError(what='both --resume and --overwrite', fix='Choose one.')
+  path = pathlib.Path(directory)
+  if path.exists() and not path.is_dir():
+    raise ConfigError(what='output_path is a file', where=str(path), expected='a directory')
+  found = [name for name in (ROWS, RUN) if (path / name).exists()]
+  if found and not (resume or overwrite):
+    raise ConfigError(
+        what='results exist already', where=str(path / found[0]),
+        fix='Pass --resume to go on, --overwrite to start again, or another --output_path.')
+
+
+class Output:
+  """The open directory of a run.
+
+  Args:
+    directory: made if missing.
+    name: the run's id.
+    config: resolved configuration, JSON.
+    overwrite: throw away what is there.
+
+  Raises:
+    ConfigError: what is there belongs to another configuration, or another process writes there.
+  """
+
+  def __init__(self, directory, *, name, config, overwrite):
+    self.path = pathlib.Path(directory)
+    self.path.mkdir(parents=True, exist_ok=True)
+    self.run_id = name
+    self.writer = row_log.RowWriter(self.path / ROWS)
+    try:
+      if overwrite:
+        self.writer.clear()
+        self.run = {}
+      else:
+        self.run = read_run(self.path)
+        self._check_same(config)
+    except BaseException:
+      self.writer.close()
+      raise
+    self.run |= {'run_id': name, 'config': config}
+    self.run.setdefault('sessions', [])
+    self.run.setdefault('pairs', {})
+
+  def _check_same(self, config):
+    other = {row['run_id'] for row in self.writer.rows} | ({self.run['run_id']} if self.run else set())
+    if other - {self.run_id}:
+      old = self.run.get('config', {})
+      differing = sorted(key for key in old.keys() | config.keys() if old.get(key) != config.get(key))
+      raise ConfigError(
+          what='results of another run', where=str(self.path), got=f'run {sorted(other - {self.run_id})[0]}',
+          expected=f'run {self.run_id}' + (f' (differing: {", ".join(differing)})' if differing else ' (other prompts)'),
+          fix='Resume with the configuration it was started with, or choose another --output_path.')
+
+  def write_questions(self, tasks):
+    """Writes questions.jsonl, in Spec-Bench's format: what was asked, for people who read the rows."""
+    lines = [
+        {'task': task.name, 'question_id': example.id, 'category': example.domain, 'turns': [example.inputs],
+         'reference': [example.targets]} for task in tasks for example in task.examples]
+    write_text(self.path / QUESTIONS, ''.join(json.dumps(line) + '\n' for line in lines))
+
+  def begin_session(self, provenance):
+    """Adds a session to run.json: what runs now, on what."""
+    self.run['sessions'].append(provenance)
+    self.save()
+
+  def record_pair(self, pair, metadata):
+    """Notes what a pair is; a resumed run must meet the same checkpoint.
+
+    Raises:
+      ConfigError: the checkpoint or tokenizer has changed since the run was begun.
+    """
+    old = self.run['pairs'].get(pair)
+    for field in ('checkpoint_sha256', 'tokenizer_sha256'):
+      if old and old.get(field) != metadata.get(field):
+        raise ConfigError(
+            what=f'{field} of {pair!r} has changed since the run was begun', where=str(self.path),
+            got=metadata.get(field), expected=old.get(field), fix='Restore the checkpoint, or run with --overwrite.')
+    self.run['pairs'][pair] = metadata
+    self.save()
+
+  def save(self):
+    """Writes run.json."""
+    write_json(self.path / RUN, self.run)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exception):
+    self.writer.close()

@@ -1,0 +1,90 @@
+"""Clocks and the physical limit: how long a step must take for the bytes it reads and the operations it does."""
+
+import contextlib
+import gc
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Machine(NamedTuple):
+  """What the device was measured to do: `bandwidth` bytes/s of a matrix-vector product, `flops` 1/s of a matrix product."""
+
+  bandwidth: float
+  flops: float
+
+
+class StepCost(NamedTuple):
+  """What one pass of a model must do for a whole batch.
+
+  Attributes:
+    weight_bytes: bytes of the parameters that a pass reads, whatever the batch.
+    cache_bytes: bytes of the live key-value cache of all rows.
+    flops: floating-point operations of one token of every row.
+  """
+
+  weight_bytes: float
+  cache_bytes: float
+  flops: float
+
+
+@contextlib.contextmanager
+def garbage_collection_off():
+  """Keeps the garbage collector out of a timed interval."""
+  was_on = gc.isenabled()
+  gc.disable()
+  try:
+    yield
+  finally:
+    if was_on:
+      gc.enable()
+
+
+def timed(function, *args, **kwargs):
+  """(outputs, seconds) of one call, ending when all outputs are ready."""
+  with garbage_collection_off():
+    start = time.perf_counter()
+    outputs = jax.block_until_ready(function(*args, **kwargs))
+    return outputs, time.perf_counter() - start
+
+
+def _best(function, *args, repeats):
+  jax.block_until_ready(function(*args))
+  return min(timed(function, *args)[1] for _ in range(repeats))
+
+
+def measure_machine(*, matrix_bytes=256 * 2**20, width=1024, repeats=5):
+  """The `Machine` this process runs on: best of `repeats` after a warm-up.
+
+  Args:
+    matrix_bytes: size of the float32 matrix of the matrix-vector product; larger than the last-level cache.
+    width: side of the square float32 matrices of the matrix product.
+    repeats: timed calls of each.
+  """
+  columns = 4096
+  rows = max(1, int(matrix_bytes) // (4 * columns))
+  product = jax.jit(jnp.matmul)
+  seconds = _best(product, jnp.ones((rows, columns)), jnp.ones((columns,)), repeats=repeats)
+  bandwidth = 4.0 * rows * columns / seconds
+  square = jnp.ones((width, width))
+  seconds = _best(product, square, square, repeats=repeats)
+  return Machine(bandwidth=bandwidth, flops=2.0 * width**3 / seconds)
+
+
+def pass_limit(cost: StepCost, machine: Machine, *, width=1):
+  """Seconds that one pass over `width` tokens per row takes at least: the larger of its bytes' and operations' time."""
+  reading = (cost.weight_bytes + cost.cache_bytes) / machine.bandwidth
+  return max(reading, width * cost.flops / machine.flops)
+
+
+def round_limit(target: StepCost, drafter: StepCost | None, machine: Machine, *, num_draft_tokens):
+  """Seconds that one round takes at least: K drafter passes and one target pass over K + 1 tokens per row."""
+  verifying = pass_limit(target, machine, width=num_draft_tokens + 1)
+  return verifying + (num_draft_tokens * pass_limit(drafter, machine) if num_draft_tokens else 0.0)
+
+
+def pct_of_limit(limit_seconds, measured_seconds):
+  """100 t_limit / t_measured; None where nothing was measured."""
+  return 100.0 * limit_seconds / measured_seconds if measured_seconds else None

@@ -1,0 +1,151 @@
+"""Series: totals, pairing with the baseline and what the table says, on rows small enough to add up by hand."""
+
+import functools
+
+import pytest
+
+import fake_runner
+from specjax.evaluation import aggregate
+from specjax.evaluation import evaluate
+from specjax.evaluation import exports
+from specjax.evaluation import output
+from specjax.evaluation import row_log
+from specjax.evaluation import table
+from specjax.metrics import efficiency
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  evaluate.evaluate(
+      **fake_runner.settings(pairs=['gemma', 't5'], max_samples=24, repeats=2, thresholds=[0.1, 0.5],
+                             load_runner=functools.partial(fake_runner.FakeRunner, clock_noise=0.02)),
+      output_path=str(path))
+  rows, _ = row_log.read(path / 'rows.jsonl')
+  return path, rows, output.read_run(path)
+
+
+@pytest.fixture(scope='module')
+def every(finished):
+  return aggregate.all_series(*finished[1:])
+
+
+def _of(every, pair, method, knob=None):
+  return next(s for s in every if (s.pair, s.method, s.knob_value) == (pair, method, knob))
+
+
+def _values(rows, name):
+  return sum(row['choices'][0][name][0] for row in rows)
+
+
+def test_speedup_is_the_ratio_of_totals(finished, every):
+  _, rows, run = finished
+  series = _of(every, 'gemma', 'speculative')
+  rate = {}
+  for method in ('speculative', 'autoregressive'):
+    mine = [row for row in rows if row['pair'] == 'gemma' and row['method'] == method]
+    rate[method] = _values(mine, 'new_tokens') / _values(mine, 'wall_time')
+  assert series.output_tok_s == pytest.approx(rate['speculative'])
+  assert series.speedup.estimate == pytest.approx(rate['speculative'] / rate['autoregressive'])
+  assert series.relative_latency.estimate == pytest.approx(1 / series.speedup.estimate)
+  assert series.speedup.low < series.speedup.estimate < series.speedup.high
+  assert series.relative_latency.low == pytest.approx(1 / series.speedup.high)
+  assert series.speedup_std is not None and series.spec_bench_speedup != series.speedup.estimate
+
+
+def test_baseline_is_one_against_itself(every):
+  baseline = _of(every, 't5', 'autoregressive')
+  assert baseline.speedup == pytest.approx((1, 1, 1)) and baseline.is_baseline and not baseline.loses
+  assert baseline.equal_to_baseline is None
+
+
+def test_greedy_speculative_decoding_equals_the_baseline_and_the_drafter_does_not(every):
+  assert _of(every, 'gemma', 'speculative').equal_to_baseline == (24, 24)
+  assert _of(every, 'gemma', 'autoregressive_drafter').equal_to_baseline == (0, 24)
+
+
+def test_repeats_measure_time_again_but_count_tokens_once(finished, every):
+  _, rows, run = finished
+  series = _of(every, 'gemma', 'speculative')
+  once = [r for r in rows if r['pair'] == 'gemma' and r['method'] == 'speculative' and r['repeat'] == 0]
+  assert series.prompts == series.samples == 24 and series.repeats == 2
+  assert series.counts.accepted == sum(r['accepted'] for r in once)
+  assert series.tokens == 2 * _values(once, 'new_tokens')
+
+
+def test_rows_of_a_batch_share_a_clock_group(finished):
+  _, rows, _ = finished
+  mine = [r for r in rows if r['pair'] == 'gemma' and r['method'] == 'speculative']
+  assert set(aggregate.clock_groups(mine)) == {0, 1, 2, 3, 4, 5}
+  alone = [r | {'batch_index': 0} for r in mine]
+  assert set(aggregate.clock_groups(alone)) == {'0/0', '0/1'}
+  assert len(set(aggregate.clock_groups([r | {'batch': 1} for r in mine]))) == 24
+
+
+def test_percent_of_limit_by_hand(finished, every):
+  _, rows, run = finished
+  series = _of(every, 'gemma', 'speculative')
+  mine = [r for r in rows if r['pair'] == 'gemma' and r['method'] == 'speculative']
+  passes = sum({(r['batch_index'], r['repeat']): r['target_passes'] for r in mine}.values())
+  context = sum(r['prompt_tokens'][0] + r['choices'][0]['new_tokens'][0] / 2 for r in mine) / len(mine)
+  cache = 4 * 2e5 * context / (32 + 24 + 5)
+  target = max((4e6 + cache) / 1e10, 5 * 4 * 2e6 / 5e10)
+  drafter = max((4e5 + cache) / 1e10, 4 * 2e5 / 5e10)
+  measured = _values(mine, 'decode_time') / passes
+  assert series.pct_of_limit == pytest.approx(100 * (target + 4 * drafter) / measured)
+
+
+def test_incomplete_run_still_aggregates(finished):
+  _, rows, run = finished
+  every = aggregate.all_series([r for r in rows if r['method'] != 'autoregressive'][:37], run)
+  assert all(s.speedup.estimate is None for s in every)
+  assert '-' in table.markdown(every)
+
+
+def test_matched_quality_gives_one_line_per_rule(every):
+  found = aggregate.matched_quality(every)
+  assert {(m['pair'], m['method']) for m in found} == {
+      (pair, rule) for pair in ('gemma', 't5') for rule in ('cascade_chow', 'cascade_token_v3')}
+  for m in found:
+    assert set(m['gains']) == set(aggregate.MATCHED) and m['gains'][0.5] is not None
+    gains = [gain for gain in m['gains'].values() if gain is not None]
+    assert gains == sorted(gains)  # less quality asked for, never less gain
+
+
+def test_table_has_the_columns_and_a_line_per_series(every):
+  lines = table.markdown(every).strip().splitlines()
+  assert len(lines) == 2 + len(every) == 2 + 2 * (3 + 2 * 2)
+  for column in ('task', 'n', 'T', 'K', 'AL', 'acceptance rate', 'tok/s AR', 'tok/s', 'speedup [95 % CI]', '% limit AR',
+                 '% limit', 'quality AR', 'quality [95 % CI]'):
+    assert f' {column} ' in lines[0]
+  assert len({len(line) for line in lines}) == 1
+
+
+def test_cells_cannot_break_out_of_the_table():
+  text = table.markdown_table([('a', 'b'), ('x|y\n| z', '\x1b[31mred\x1b[0m\x07')])
+  assert text.splitlines()[2] == '| x\\|y \\| z | red |'
+
+
+def test_exports_have_the_columns_of_speculators(finished, every):
+  path, rows, run = finished
+  exports.write_acceptance(path, every)
+  exports.write_performance(path, every, rows)
+  exports.write_results(path, every, run)
+  acceptance = (path / 'acceptance.csv').read_text().splitlines()
+  for column in ('subset', 'num_drafts', 'num_draft_tokens', 'num_accepted_tokens', 'acceptance_length',
+                 'acceptance_at_pos_0', 'acceptance_at_pos_3'):
+    assert column in acceptance[0].split(',')
+  assert len(acceptance) == 1 + 2 * 5
+  performance = (path / 'perf_results.csv').read_text().splitlines()
+  for column in ('strategy', 'rps_median', 'latency_median_s', 'itl_median_ms', 'ttft_median_ms', 'output_tps_median',
+                 'total_output_tokens'):
+    assert column in performance[0].split(',')
+  assert len(performance) == 1 + len(every)
+
+
+def test_json_of_a_series_holds_every_ratio(finished, every):
+  _, rows, run = finished
+  series = _of(every, 'gemma', 'cascade_chow', 0.5)
+  found = series.as_json()
+  assert found['mean_acceptance_length'] == efficiency.mean_acceptance_length(series.counts)
+  assert found['speedup'].keys() == {'estimate', 'low', 'high'} and found['knob'] == {'threshold': 0.5}

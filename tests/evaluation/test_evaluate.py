@@ -1,0 +1,291 @@
+"""A run from start to end without a model: rows, resume after kill -9, interleaving, refusals. Seeds are fixed."""
+
+import functools
+import json
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+import fake_runner
+from specjax.core.errors import ConfigError, LimitError, SpecjaxError
+from specjax.evaluation import evaluate
+from specjax.evaluation import interrupts
+from specjax.evaluation import memory
+from specjax.evaluation import output
+from specjax.evaluation import row_log
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _run(path, **changes):
+  return evaluate.evaluate(**fake_runner.settings(**changes), output_path=str(path))
+
+
+def _comparable(path):
+  rows, damage = row_log.read(path / 'rows.jsonl')
+  assert damage == (0, ())
+  assert len(rows) == len((path / 'rows.jsonl').read_bytes().splitlines())  # none twice
+  return sorted((row_log.without_volatile(row) for row in rows), key=row_log.row_id)
+
+
+def test_every_point_question_and_repeat_has_one_row(tmp_path):
+  _run(tmp_path, repeats=2, temperatures=[0.0, 1.0], seeds=[0, 3])
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  # 3 points without knob, 2 rules x 2 thresholds; 2 temperatures, 2 seeds, 8 prompts, 2 repeats.
+  assert len(rows) == len({row_log.row_id(row) for row in rows}) == (3 + 4) * 2 * 2 * 8 * 2
+  assert len({row['run_id'] for row in rows}) == 1
+  assert json.loads((tmp_path / 'run.json').read_text())['run_id'] == rows[0]['run_id']
+
+
+def test_run_json_says_what_was_measured(tmp_path):
+  _run(tmp_path)
+  run = json.loads((tmp_path / 'run.json').read_text())
+  session = run['sessions'][0]
+  assert session['n_compiles'] == len(session['executables']) == 10 and session['n_compiles_after_warm_up'] == 0
+  assert session['compile_s'] == pytest.approx(5 * 2.3)
+  assert session['ended'] >= session['started'] and run['finished']
+  assert {'git', 'versions', 'chip', 'xla', 'prng'} <= session.keys()
+  assert run['pairs']['gemma']['checkpoint_sha256'] == 'cd'
+  assert run['prompt_sets']['synthetic']['prompts'] == 8
+  assert run['machine']['bandwidth'] == 1e10
+
+
+def test_questions_are_kept_in_spec_bench_format(tmp_path):
+  _run(tmp_path)
+  asked = output.read_questions(tmp_path)
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  assert {(row['task'], row['question_id']) for row in rows} == asked.keys()
+  assert all(set(line) >= {'question_id', 'category', 'turns', 'reference'} for line in asked.values())
+
+
+def _recording(calls):
+  def load(name, **settings):
+    return fake_runner.FakeRunner(name, **settings, before_generate=calls.append)
+  return load
+
+
+def test_points_are_visited_forward_and_backward_after_one_warm_up_per_structure(tmp_path):
+  calls = []
+  _run(tmp_path, load_runner=_recording(calls), warmups=2)
+  points = [point.point_id for point in calls]
+  num_points, num_structures = 7, 5
+  warm, timed = points[:2 * num_structures], points[2 * num_structures:]
+  assert len({point.structure for point in calls[:2 * num_structures]}) == num_structures
+  first, second = timed[:num_points], timed[num_points:]
+  assert second == first[::-1] and calls[len(warm)].method == 'autoregressive'
+
+
+def test_greedy_repeats_give_the_same_tokens(tmp_path):
+  _run(tmp_path, repeats=2)
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  tokens = {}
+  for row in rows:
+    tokens.setdefault((row['point_id'], row['question_id']), set()).add(str(row['choices'][0]['token_ids']))
+  assert all(len(found) == 1 for found in tokens.values())
+
+
+def test_timed_batch_that_compiles_is_refused(tmp_path):
+  runners = []
+
+  def load(name, **settings):
+    runners.append(fake_runner.FakeRunner(name, **settings, before_generate=late))
+    return runners[-1]
+
+  def late(point):
+    runners[-1].late_compiles = len(runners[-1].calls) > 6
+
+  with pytest.raises(SpecjaxError, match='timed batch compiled'):
+    _run(tmp_path, load_runner=load)
+  run = json.loads((tmp_path / 'run.json').read_text())
+  assert run['sessions'][0]['n_compiles_after_warm_up'] == 2
+
+
+@pytest.mark.parametrize('changes', [dict(methods=['speculativ']), dict(tasks=['synthetik']), dict(temperatures=[-1.0]),
+                                     dict(dtype='float8'), dict(pairs='gemma'), dict(repeats=0), dict(warmups=0)])
+def test_bad_configuration_writes_nothing(tmp_path, changes):
+  with pytest.raises(SpecjaxError):
+    _run(tmp_path / 'out', **changes)
+  assert not (tmp_path / 'out').exists()
+
+
+def test_existing_results_need_resume_or_overwrite(tmp_path):
+  _run(tmp_path)
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  with pytest.raises(ConfigError, match='--resume to go on, --overwrite to start again'):
+    _run(tmp_path)
+  with pytest.raises(ConfigError, match='both'):
+    _run(tmp_path, resume=True, overwrite=True)
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_overwrite_starts_again(tmp_path):
+  _run(tmp_path)
+  _run(tmp_path, overwrite=True, max_samples=4)
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  assert len(rows) == 7 * 4 and len(json.loads((tmp_path / 'run.json').read_text())['sessions']) == 1
+
+
+def test_resume_of_a_finished_run_measures_nothing(tmp_path):
+  _run(tmp_path)
+  before = (tmp_path / 'rows.jsonl').read_bytes()
+  calls = []
+  _run(tmp_path, resume=True, load_runner=_recording(calls))
+  assert not calls and (tmp_path / 'rows.jsonl').read_bytes() == before
+
+
+def test_resume_of_another_configuration_is_refused(tmp_path):
+  _run(tmp_path)
+  before = (tmp_path / 'rows.jsonl').read_bytes()
+  with pytest.raises(ConfigError, match='differing: max_new_tokens'):
+    _run(tmp_path, resume=True, max_new_tokens=25)
+  assert (tmp_path / 'rows.jsonl').read_bytes() == before
+
+
+def test_resume_with_another_checkpoint_is_refused(tmp_path):
+  calls = []
+
+  def stop_early(point):
+    calls.append(point)
+    if len(calls) == 9:
+      raise ZeroDivisionError
+
+  with pytest.raises(ZeroDivisionError):
+    _run(tmp_path, load_runner=functools.partial(fake_runner.FakeRunner, before_generate=stop_early))
+
+  class OtherWeights(fake_runner.FakeRunner):
+    def metadata(self):
+      return super().metadata() | {'checkpoint_sha256': 'other'}
+
+  with pytest.raises(ConfigError, match='checkpoint_sha256'):
+    _run(tmp_path, resume=True, load_runner=OtherWeights)
+
+
+def test_resume_takes_up_a_torn_batch_and_only_warms_up_what_is_missing(tmp_path):
+  _run(tmp_path / 'whole')
+  _run(tmp_path / 'torn')
+  path = tmp_path / 'torn' / 'rows.jsonl'
+  path.write_bytes(path.read_bytes()[:-700])  # Into the last batch: some of its rows are there, one is torn.
+  kept = len(row_log.read(path)[0])
+  calls = []
+  _run(tmp_path / 'torn', resume=True, load_runner=_recording(calls))
+  assert kept < 7 * 8 and len(calls) == 2  # one warm-up, one batch
+  assert _comparable(tmp_path / 'torn') == _comparable(tmp_path / 'whole')
+
+
+@pytest.mark.parametrize('number', interrupts.SIGNALS)
+def test_first_signal_finishes_the_batch_and_resume_completes(tmp_path, number):
+  calls = []
+
+  def interrupt(point):
+    calls.append(point)
+    if len(calls) == 10:
+      os.kill(os.getpid(), number)
+
+  handler = signal.getsignal(number)
+  with pytest.raises(interrupts.Stopped) as stopped:
+    _run(tmp_path / 'out', load_runner=functools.partial(fake_runner.FakeRunner, before_generate=interrupt))
+  assert stopped.value.exit_code == 128 + number and signal.getsignal(number) is handler
+  assert len(calls) == 10
+  assert len(row_log.read(tmp_path / 'out' / 'rows.jsonl')[0]) == (10 - 5) * 4  # the tenth batch was finished
+  _run(tmp_path / 'out', resume=True)
+  _run(tmp_path / 'whole')
+  assert _comparable(tmp_path / 'out') == _comparable(tmp_path / 'whole')
+
+
+def test_second_signal_drops_the_batch(tmp_path):
+  calls = []
+
+  def interrupt_twice(point):
+    calls.append(point)
+    if len(calls) == 10:
+      os.kill(os.getpid(), signal.SIGINT)
+      os.kill(os.getpid(), signal.SIGINT)
+
+  with pytest.raises(interrupts.Stopped):
+    _run(tmp_path, load_runner=functools.partial(fake_runner.FakeRunner, before_generate=interrupt_twice))
+  assert len(row_log.read(tmp_path / 'rows.jsonl')[0]) == (9 - 5) * 4
+
+
+def test_batch_that_cannot_fit_is_refused_with_the_numbers_before_anything_compiles(tmp_path):
+  calls = []
+
+  class Huge(fake_runner.FakeRunner):
+    def memory_parts(self, point, shape):
+      return {'parameters': 2**30, 'caches': 2**50, '[B=4, K+1=5, V=896] buffers': 2**31}
+
+  with pytest.raises(LimitError, match=r'1048579.00 GiB \(parameters 1.00 GiB, caches 1048576.00 GiB, \[B=4, K\+1=5'):
+    _run(tmp_path, load_runner=functools.partial(Huge, before_generate=calls.append))
+  assert not calls
+
+
+def test_memory_of_unknown_size_refuses_nothing():
+  memory.check_fits({'caches': 2**60}, available=None, where='here')
+  assert memory.round_bytes(batch=2, num_draft_tokens=4, vocab_size=10) == memory.LAW_BUFFERS * 4 * 2 * 5 * 10
+  assert memory.available_bytes() > 2**20
+
+
+CHILD = '''
+  """Runs the sweep in forked children, kills each with SIGKILL after a random time, until one comes to its end."""
+  import functools, json, os, random, signal, sys, time
+  sys.path.insert(0, {tests!r})
+  import fake_runner
+  from specjax.evaluation import evaluate
+  choose, kills = random.Random({seed}), 0
+  slow = functools.partial(fake_runner.FakeRunner, before_generate=lambda point: time.sleep(0.002))
+  while True:
+    child = os.fork()
+    if child == 0:
+      try:
+        evaluate.evaluate(**fake_runner.settings(load_runner=slow, max_samples=16), output_path={path!r}, resume=True)
+      except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        os._exit(1)
+      os._exit(0)
+    if kills < {kills}:
+      time.sleep(choose.uniform(0.2, {longest}))
+      os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+      kills += 1
+    else:
+      print(json.dumps([kills, os.waitstatus_to_exitcode(status)]))
+      break
+'''
+
+
+def _kill_and_resume(tmp_path, *, kills, seed, longest):
+  script = textwrap.dedent(CHILD).format(
+      tests=str(ROOT / 'tests' / 'evaluation'), path=str(tmp_path / 'killed'), kills=kills, seed=seed, longest=longest)
+  done = subprocess.run(
+      [sys.executable, '-c', script], capture_output=True, text=True, timeout=600,
+      env=os.environ | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_kill_9_and_resume_lose_no_row_and_double_none(tmp_path):
+  killed, code = _kill_and_resume(tmp_path, kills=5, seed=20, longest=0.8)
+  print(f'{killed} kills, seed 20')
+  assert code == 0 and killed >= 1
+  _run(tmp_path / 'whole', max_samples=16)
+  assert _comparable(tmp_path / 'killed') == _comparable(tmp_path / 'whole')
+
+
+@pytest.mark.nightly
+def test_kill_9_many_times(tmp_path):
+  seed = random.SystemRandom().randrange(2**32)
+  print(f'seed {seed}')
+  total = 0
+  for number in range(40):
+    killed, code = _kill_and_resume(tmp_path / str(number), kills=30, seed=seed + number, longest=1.2)
+    assert code == 0
+    total += killed
+    _run(tmp_path / str(number) / 'whole', max_samples=16)
+    assert _comparable(tmp_path / str(number) / 'killed') == _comparable(tmp_path / str(number) / 'whole')
+  print(f'{total} kills')

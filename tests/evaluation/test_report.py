@@ -1,0 +1,185 @@
+"""Reports: rebuilt from rows alone, and safe whatever a model wrote."""
+
+import base64
+import html.parser
+import json
+import re
+
+import pytest
+
+import fake_runner
+from specjax.core.errors import ConfigError
+from specjax.evaluation import evaluate
+from specjax.evaluation import output
+from specjax.evaluation import report
+from specjax.evaluation import row_log
+
+_PARTS = ('<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', "'><iframe src=//e>",
+          '</td></table><form action=//e>', '</style><link rel=stylesheet href=//e>', '<base href=//e>', '<!--',
+          '<meta http-equiv=refresh content=0>', '{{ 7*7 }}', '{% raw %}', '&lt;script&gt;', '\x1b[31mred\x1b[0m',
+          '\x1b]8;;http://e\x07link\x1b]8;;\x07', '\x00\x07\x08\x7f', '\u202egnp.exe', '\x9b31m', 'javascript:alert(1)',
+          '\ud800', ']]>', '\u2028\u2029', '](javascript:alert(1))', '|a|b|', '`code`', '=HYPERLINK("//e")')
+_WRAPS = ('{}', 'a {} b', '{}{}', '\n{}\n', '"{}"', "'{}'", '<b>{}</b>', '\t{}', '<<{}>>', '{} ' * 5)
+PAYLOADS = [wrap.format(part, part) if wrap.count('{}') == 2 else wrap.replace('{}', part)
+            for part in _PARTS for wrap in _WRAPS]
+_ALLOWED = {
+    'html', 'head', 'meta', 'title', 'style', 'body', 'main', 'h1', 'h2', 'h3', 'p', 'div', 'span', 'b', 'figure', 'img',
+    'table', 'thead', 'tbody', 'tr', 'th', 'td', 'details', 'summary', 'dl', 'dt', 'dd', 'pre', 'ul', 'li'}
+_CONTROL = re.compile('[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
+
+
+class _Page(html.parser.HTMLParser):
+  """Every element with its attributes."""
+
+  def __init__(self, text):
+    super().__init__(convert_charrefs=True)
+    self.elements, self.text = [], []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+
+  def handle_data(self, data):
+    self.text.append(data)
+
+
+@pytest.fixture(scope='module')
+def finished(tmp_path_factory):
+  path = tmp_path_factory.mktemp('run')
+  evaluate.evaluate(**fake_runner.settings(thresholds=[0.1, 0.9]), output_path=str(path))
+  report.write(path)
+  return path
+
+
+@pytest.fixture(scope='module')
+def small(tmp_path_factory):
+  """A run with as little as a page can hold: two prompts, one setting."""
+  path = tmp_path_factory.mktemp('small')
+  evaluate.evaluate(
+      **fake_runner.settings(methods=['autoregressive', 'speculative', 'cascade_chow'], thresholds=[0.5], max_samples=2,
+                             batch_sizes=[1]), output_path=str(path))
+  return path
+
+
+def test_all_files_are_written(finished):
+  names = {path.name for path in finished.iterdir()}
+  assert {'rows.jsonl', 'run.json', 'questions.jsonl', 'results.json', 'acceptance.csv', 'perf_results.csv', 'report.md',
+          'report.html'} <= names
+  for figure in ('quality_latency-gemma', 'acceptance_by_position-gemma'):
+    assert {f'{figure}.{suffix}' for suffix in ('png', 'svg', 'csv')} <= names
+    assert (finished / f'{figure}.png').read_bytes().startswith(b'\x89PNG')
+  assert not [name for name in names if name.endswith('.tmp')]
+
+
+def test_page_is_self_contained_and_its_policy_forbids_the_rest(finished):
+  page = _Page((finished / 'report.html').read_text('utf-8'))
+  policy = next(a['content'] for tag, a in page.elements if a.get('http-equiv') == 'Content-Security-Policy')
+  assert policy.startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+  assert 'unsafe' not in policy and 'script-src' not in policy
+  assert {tag for tag, _ in page.elements} <= _ALLOWED
+  sources = [a['src'] for tag, a in page.elements if tag == 'img']
+  assert len(sources) == 2
+  for source in sources:
+    assert base64.b64decode(source.removeprefix('data:image/png;base64,')).startswith(b'\x89PNG')
+  for _, attributes in page.elements:
+    assert not [name for name in attributes if name.startswith('on') or name in ('style', 'href', 'action')]
+
+
+def test_style_of_the_page_matches_its_hash(finished):
+  import hashlib
+  text = (finished / 'report.html').read_text('utf-8')
+  style = text[text.index('<style>') + len('<style>'):text.index('</style>')]
+  digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+  assert f"style-src &#39;sha256-{digest}&#39;" in text or f"style-src 'sha256-{digest}'" in text
+
+
+def _with_text(source, target, payload):
+  """A copy of a run in which everything that comes from outside is `payload`."""
+  target.mkdir()
+  rows, _ = row_log.read(source / 'rows.jsonl')
+  lines = []
+  for row in rows:
+    row['choices'][0]['turns'] = [payload]
+    row |= {'task': payload, 'category': payload, 'model_id': payload, 'score_name': payload, 'pair': 'p' + payload}
+    row['error'] = {'class': payload, 'message': payload}
+    lines.append(row_log.encode_line(row))
+  (target / 'rows.jsonl').write_bytes(b''.join(lines))
+  run = json.loads((source / 'run.json').read_text())
+  run['pairs'] = {'p' + payload: run['pairs']['gemma'] | {'dtype': payload}}
+  run['prompt_sets'] = {payload: {'sha256': payload, 'prompts': 1}}
+  run['sessions'][0]['operative_config'] = payload
+  run['sessions'][0]['executables'][0]['shapes'] = payload
+  run['sessions'][0]['chip']['kind'] = payload
+  output.write_json(target / 'run.json', run)
+  asked = [{'task': payload, 'question_id': rows[0]['question_id'], 'category': payload, 'turns': [payload],
+            'reference': [payload]}]
+  (target / 'questions.jsonl').write_text(json.dumps(asked[0]) + '\n')
+
+
+def _facts_of(path):
+  """The page without figures, as fast as 250 payloads need it."""
+  rows, damage = row_log.read(path / 'rows.jsonl')
+  from specjax.evaluation import aggregate
+  from specjax.evaluation import table
+  run = output.read_run(path)
+  every = aggregate.all_series(rows, run)
+  facts = report._facts(path, rows, run, every, [], table.markdown(every), damage)
+  environment = report.make_environment()
+  return report._html(environment, facts), report._markdown(environment, facts), table.markdown(every)
+
+
+@pytest.mark.parametrize('part', range(len(_PARTS)))
+def test_hostile_text_adds_no_element_and_no_control_byte(small, tmp_path, part):
+  plain = None
+  for number, payload in enumerate(PAYLOADS[part * len(_WRAPS):(part + 1) * len(_WRAPS)]):
+    path = tmp_path / str(number)
+    _with_text(small, path, payload)
+    if number == 0:
+      _with_text(small, tmp_path / 'plain', 'plain')
+      plain = [tag for tag, _ in _Page(_facts_of(tmp_path / 'plain')[0]).elements]
+    page, markdown, terminal = _facts_of(path)
+    assert [tag for tag, _ in _Page(page).elements] == plain
+    assert not _CONTROL.search(page + markdown + terminal.replace('\n', ''))
+    assert '<script' not in markdown and '<img' not in markdown and '<svg' not in markdown
+
+
+def test_figures_take_hostile_names(small, tmp_path):
+  _with_text(small, tmp_path / 'run', '<b>$x_1$ \x1b[31m ../../up')
+  written = report.write(tmp_path / 'run')
+  assert all(figure.parent == tmp_path / 'run' for figure in written.figures) and len(written.figures) == 2
+
+
+def test_where_speculation_loses_is_said(finished, tmp_path):
+  rows, _ = row_log.read(finished / 'rows.jsonl')
+  path = tmp_path / 'slow'
+  path.mkdir()
+  for row in rows:
+    if row['method'] == 'speculative':
+      row['choices'][0]['wall_time'] = [5 * row['choices'][0]['wall_time'][0]]
+  (path / 'rows.jsonl').write_bytes(b''.join(map(row_log.encode_line, rows)))
+  output.write_json(path / 'run.json', output.read_run(finished))
+  for text in _facts_of(path)[:2]:
+    section = text[text.index('Where speculation loses'):]
+    assert '1 of 6 settings are slower than the target alone beyond doubt' in section
+  assert 'In none of the 6 settings' in (finished / 'report.md').read_text('utf-8')
+
+
+def test_report_is_rebuilt_equal_from_the_rows(finished, tmp_path):
+  before = {p.name: p.read_bytes() for p in finished.iterdir() if p.name not in ('rows.jsonl', 'run.json')}
+  copy = tmp_path / 'copy'
+  copy.mkdir()
+  for name in ('rows.jsonl', 'run.json', 'questions.jsonl'):
+    (copy / name).write_bytes((finished / name).read_bytes())
+  report.write(copy)
+  assert {p.name: p.read_bytes() for p in copy.iterdir() if p.name not in ('rows.jsonl', 'run.json')} == before
+
+
+def test_torn_and_missing_rows(finished, tmp_path):
+  copy = tmp_path / 'copy'
+  copy.mkdir()
+  with pytest.raises(ConfigError, match='no results'):
+    report.write(copy)
+  (copy / 'rows.jsonl').write_bytes((finished / 'rows.jsonl').read_bytes()[:-50])
+  report.write(copy)  # without run.json too: no limits, no provenance, but the table
+  assert (copy / 'report.html').exists()
+  assert (copy / 'rows.jsonl').read_bytes().endswith(b'}\n') is False  # plotting never repairs

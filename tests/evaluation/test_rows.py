@@ -1,0 +1,120 @@
+"""Rows: the schema, the field's names, and what Spec-Bench's script makes of them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import fake_runner
+from specjax.core import checks
+from specjax.core import types
+from specjax.evaluation import grid
+from specjax.evaluation import row_log
+from specjax.evaluation import rows
+from specjax.metrics import efficiency
+from specjax.tasks import synthetic
+
+# Table of section 3 of docs/measuring.md, fields of every row.
+FIELDS = {
+    'question_id', 'category', 'answer_id', 'model_id', 'tstamp', 'choices', 'prompt_tokens', 'cached_tokens',
+    'prompt_sha256', 'mean_acceptance_length', 'draft_acceptance_rate', 'acceptance_histogram', 'per_step', 'steps',
+    'proposed', 'evaluated', 'accepted', 'emitted', 'deferral', 'acceptance_rate', 'overlap', 'block_efficiency',
+    'acceptance_per_pos_cond', 'acceptance_per_pos_uncond', 'deferral_rate', 'rejection_rate', 'tv_to_target',
+    'kl_to_target', 'knob', 'score', 'score_name', 'reference_id', 'filtered_answer', 'equal_to_ar', 'first_diff',
+    'diff_cause', 'method', 'num_draft_tokens', 'temperature', 'top_p', 'top_k', 'min_p', 'seed', 'batch',
+    'concurrency', 'run_id', 'point_id', 'repeat', 'error', 'row_version'}
+CHOICE_FIELDS = {
+    'index', 'turns', 'decoding_steps', 'new_tokens', 'wall_time', 'accept_lengths', 'proposed', 'drafter_ids',
+    'finish_reason', 'token_ids', 'logprobs', 'ttft', 'prefill_time', 'decode_time', 'time_draft', 'time_verify',
+    'time_other', 'target_calls', 'draft_calls'}
+
+
+def _points(methods=('autoregressive', 'speculative', 'cascade_chow')):
+  return grid.blocks(
+      pairs=['gemma'], tasks=['synthetic'], methods=list(methods), thresholds=[0.3], num_draft_tokens=[4],
+      samplings=[checks.SamplingParams(temperature=0.0)], seeds=[0], batch_sizes=[4])[0].points
+
+
+def _rows(point, count=4):
+  runner = fake_runner.FakeRunner('gemma')
+  asked = [rows.Question(e.id, e.domain, runner.encode(e), i, e)
+           for i, e in enumerate(synthetic.examples('test', count))]
+  generation = runner.generate(point, asked, runner.shape(asked, max_new_tokens=24, num_draft_tokens=4))
+  return [rows.build(
+      run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=count, row=row,
+      generation=generation, text=f'answer {row} x', score=1.0, score_name='accuracy', model_id=runner.model_id)
+          for row, question in enumerate(asked)], generation
+
+
+@pytest.mark.parametrize('point', _points(), ids=lambda p: p.method)
+def test_every_field_of_the_schema_is_there(point):
+  built, _ = _rows(point)
+  for row in built:
+    assert FIELDS <= row.keys()
+    assert CHOICE_FIELDS <= row['choices'][0].keys()
+    assert json.loads(row_log.encode_line(row))['question_id'] == row['question_id']
+
+
+def test_times_of_a_batch_are_shared_equally():
+  built, generation = _rows(_points()[1])
+  wall = [row['choices'][0]['wall_time'][0] for row in built]
+  assert sum(wall) == pytest.approx(generation.prefill_seconds + generation.decode_seconds)
+  assert len(set(wall)) == 1
+  assert sum(row['choices'][0]['prefill_time'][0] for row in built) == pytest.approx(generation.prefill_seconds)
+
+
+def test_counters_agree_with_the_lists_of_a_choice():
+  for row in _rows(_points()[2])[0]:
+    choice = row['choices'][0]
+    assert len(choice['accept_lengths']) == choice['decoding_steps'][0] == row['steps']
+    assert sum(choice['accept_lengths']) == row['steps'] + row['accepted']
+    assert choice['proposed'] == [4] * row['steps'] and row['proposed'] == 4 * row['steps']
+    assert choice['new_tokens'] == [row['emitted']] == [len(choice['token_ids'][0])]
+    assert row['acceptance_per_pos_uncond'][0] == row['accepted_by_position'][0] / row['steps']
+    assert rows.counts_of(row).accepted == row['accepted']
+    assert row['target_passes'] >= row['target_calls']
+
+
+def test_autoregressive_rows_have_accept_lengths_of_one():
+  for row in _rows(_points()[0])[0]:
+    assert set(row['choices'][0]['accept_lengths']) == {1}
+    assert row['mean_acceptance_length'] == 1.0 and row['acceptance_rate'] is None
+    assert row['rule'] is None and row['verifier'] is None and row['knob'] == {}
+
+
+def _spec_bench(answers, baseline, count_tokens):
+  """What Spec-Bench's evaluation/speed.py computes, restated: mean of per-question rates, mean of accept_lengths."""
+  rates = [sum(row['choices'][0]['new_tokens']) / sum(row['choices'][0]['wall_time']) for row in answers]
+  lengths = [n for row in answers for n in row['choices'][0]['accept_lengths']]
+  old = [sum(count_tokens(turn) - 1 for turn in row['choices'][0]['turns']) / sum(row['choices'][0]['wall_time'])
+         for row in baseline]
+  return np.mean(rates) / np.mean(old), np.mean(lengths)
+
+
+def test_spec_bench_reads_the_rows_of_a_point():
+  ours, _ = _rows(_points()[1])
+  baseline, _ = _rows(_points()[0])
+  ours, baseline = json.loads(json.dumps(ours)), json.loads(json.dumps(baseline))
+  speedup, length = _spec_bench(ours, baseline, lambda text: len(text.split()))
+  assert speedup > 0
+  counts = efficiency.sum_counts(rows.counts_of(row) for row in ours)
+  assert length == pytest.approx(efficiency.mean_acceptance_length(counts))
+  assert {row['category'] for row in ours} == set(synthetic.DOMAINS)
+
+
+def test_broken_row_keeps_its_place_with_an_error():
+  point = _points()[0]
+  runner = fake_runner.FakeRunner('gemma')
+  example = synthetic.examples('test', 1)[0]
+  question = rows.Question(example.id, example.domain, runner.encode(example), 0, example)
+  made = runner.generate(point, [question], runner.shape([question], max_new_tokens=24, num_draft_tokens=4))
+  made.collected.status[0] = types.Status.NONFINITE
+  row = rows.build(
+      run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=1, row=0, generation=made, text='',
+      score=0.0, score_name='accuracy', model_id='m')
+  assert row['error'] == {'class': 'LogitsError', 'message': f'target logits are not finite: example {example.id}'}
+  assert row['choices'][0]['finish_reason'] == ['NONFINITE']
+
+
+def test_numbers_that_json_cannot_hold_become_null():
+  assert rows.finite({'a': [float('nan'), 1.5], 'b': float('inf'), 'c': (2,)}) == {'a': [None, 1.5], 'b': None, 'c': [2]}

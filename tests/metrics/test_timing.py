@@ -1,0 +1,46 @@
+"""Physical limits by hand, and clocks."""
+
+import gc
+
+import jax.numpy as jnp
+import pytest
+
+from specjax.metrics import timing
+
+MACHINE = timing.Machine(bandwidth=10e9, flops=100e9)
+TARGET = timing.StepCost(weight_bytes=4e6, cache_bytes=1e6, flops=2e6)
+DRAFTER = timing.StepCost(weight_bytes=4e5, cache_bytes=1e5, flops=2e5)
+
+
+def test_a_narrow_pass_is_bound_by_bytes_and_a_wide_one_by_operations():
+  assert timing.pass_limit(TARGET, MACHINE) == pytest.approx(5e6 / 10e9)
+  assert timing.pass_limit(TARGET, MACHINE, width=100) == pytest.approx(100 * 2e6 / 100e9)
+
+
+def test_a_round_is_k_drafter_passes_and_one_target_pass():
+  assert timing.round_limit(TARGET, DRAFTER, MACHINE, num_draft_tokens=4) == pytest.approx(5e-4 + 4 * 5e-5)
+  assert timing.round_limit(TARGET, None, MACHINE, num_draft_tokens=0) == pytest.approx(5e-4)
+
+
+def test_percent_of_limit():
+  assert timing.pct_of_limit(0.5, 2.0) == 25.0
+  assert timing.pct_of_limit(0.5, 0.0) is None
+
+
+def test_garbage_collector_is_off_inside_and_back_on_after():
+  assert gc.isenabled()
+  with pytest.raises(ZeroDivisionError):
+    with timing.garbage_collection_off():
+      assert not gc.isenabled()
+      1 / 0
+  assert gc.isenabled()
+
+
+def test_timed_returns_ready_outputs_and_seconds():
+  outputs, seconds = timing.timed(jnp.ones, 4)
+  assert outputs.shape == (4,) and seconds > 0
+
+
+def test_machine_is_measured():
+  machine = timing.measure_machine(matrix_bytes=2**20, width=64, repeats=2)
+  assert machine.bandwidth > 1e6 and machine.flops > 1e6
