@@ -280,18 +280,21 @@ def test_count_zero_leaves_the_row_as_it_is():
 
 def test_packed_segments_do_not_see_each_other():
   model = _model()
-  params = _params(model)
+  params, forward = _params(model), jax.jit(model.forward)
   tokens, encoder_tokens = _tokens(10, rows=1), _tokens(ENCODER_SLOTS, seed=7, rows=1)
   # The second segment's encoder input comes first, the third has none, and both end in padding.
   segments = np.array([[1] * 4 + [2] * 3 + [3] * 2 + [0]])
   encoder_segments = np.array([[2] * 2 + [1] * 5 + [0] * 2])
-  packed = jax.jit(model.forward)(params, _batch(tokens, segments, encoder_tokens, encoder_segments)).logits
+  packed = forward(params, _batch(tokens, segments, encoder_tokens, encoder_segments)).logits
   for number in (1, 2):
     inside, encoder_inside = segments == number, encoder_segments == number
-    alone = model.forward(params, _batch(
+    alone = forward(params, _batch(
         tokens[inside][None], segments[inside][None], encoder_tokens[encoder_inside][None],
         encoder_segments[encoder_inside][None]))
     _assert_close(packed[inside], alone.logits[0], 2e-5)
+  other = forward(params, _batch(tokens, segments, encoder_tokens[:, ::-1], encoder_segments)).logits
+  assert (np.asarray(other) != np.asarray(packed))[segments == 1].any()
+  _assert_close(other[segments == 3], packed[segments == 3], 1e-6)
   assert np.isfinite(np.asarray(packed)).all()
 
 
@@ -343,6 +346,8 @@ def test_fresh_parameters_give_logits_of_order_one_and_gradients_everywhere():
     batch = _batch(tokens, np.ones_like(tokens), _tokens(ENCODER_SLOTS, 7), np.ones((ROWS, ENCODER_SLOTS)))
     spread = np.std(model.forward(params, batch).logits)
     assert 0.3 < spread < 3, (name, spread)
+    query = params['decoder']['layer_0']['self_attention']['query']['kernel']
+    assert 0.8 < np.std(query) * (16 * 6) ** 0.5 < 1.2
     loss = lambda p: -jnp.mean(jnp.log(jax.nn.softmax(model.forward(p, batch).logits)[..., 1]))
     for leaf in jax.tree.leaves(jax.jit(jax.grad(loss))(params)):
       assert np.isfinite(np.asarray(leaf)).all() and np.asarray(leaf).any()
