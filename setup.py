@@ -12,6 +12,7 @@ RUNTIME = [
     'gin-config>=0.5',
     'absl-py>=2.1',
     'clu>=0.0.12',
+    'tensorboard>=2.18',
     'safetensors>=0.5',
     'sentencepiece>=0.2',
     'sacrebleu>=2.5',

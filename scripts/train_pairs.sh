@@ -13,28 +13,13 @@ root=$(cd "$(dirname "$0")/.." && pwd)
 export_dir=${EXPORT_DIR:-$root/specjax/pairs/data}
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
-train() {  # train MODEL PAIR ROLE FLAGS...
-  local model=$1 pair=$2 role=$3
-  shift 3
-  python -m specjax.train --model="$model" --output_dir="$output_dir/$model" \
-    --export="$export_dir/$pair/$role.safetensors" --seed=1 --num_examples=400000 --num_validation=2000 \
-    --batch_size=16 --encoder_length=128 --warmup_steps=300 --log_every=50 --evaluate_every=250 --save_every=250 "$@"
-}
-
 train_pair() {
-  case $1 in
-    gemma)
-      train gemma_target gemma target --steps=3800 --learning_rate=2e-3 --sequence_length=128
-      train gemma_drafter gemma drafter --steps=7500 --learning_rate=4e-3 --sequence_length=128
-      ;;
-    t5)
-      train t5_target t5 target --steps=4000 --learning_rate=1.5e-3 --sequence_length=96
-      train t5_drafter t5 drafter --steps=6000 --learning_rate=3e-3 --sequence_length=96
-      ;;
-    *) echo "unknown pair $1: gemma or t5" >&2; exit 2 ;;
-  esac
+  python -m specjax.train --gin_file="runs/train_$1_pair.gin" --output_dir="$output_dir" --export_dir="$export_dir"
 }
 
+for pair in "$@"; do
+  [[ -f $root/gin/runs/train_${pair}_pair.gin ]] || { echo "unknown pair $pair: gemma or t5" >&2; exit 2; }
+done
 children=()
 core=0
 on_gpu=$(command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1 && echo yes || echo no)

@@ -29,6 +29,7 @@ import safetensors.numpy
 from specjax.core import errors
 
 _STEP_NAME = re.compile(r'step_(\d{8,})')
+_MAX_DESCRIPTION_BYTES = 1 << 20
 _LEAF_NAME = re.compile(r'[A-Za-z0-9_.\-/]+')
 
 
@@ -79,7 +80,7 @@ class TrainingCheckpoints:
     """Writes `tree` and the JSON-able `metadata` as the checkpoint of `step`; returns its directory, already durable."""
     import orbax.checkpoint as ocp  # Two seconds of import that loading a model does not need.
 
-    for leftover in self._directory.glob('.tmp-*'):
+    for leftover in self._directory.glob('.tmp-*'):  # Of a process that was killed while saving.
       shutil.rmtree(leftover)
     temporary = self._directory / f'.tmp-{step}-{os.getpid()}'
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(tree, separator='.').items()}
@@ -94,14 +95,23 @@ class TrainingCheckpoints:
     }
     (temporary / 'manifest.json').write_text(_sealed(body))
     _sync_tree(temporary)
-    final = self._directory / f'step_{step:08d}'
+    final = self._path(step)
     if final.exists():  # Only a damaged one can be in the way: a valid one would have been resumed from.
       shutil.rmtree(final)
     os.rename(temporary, final)
     _sync(self._directory)
-    for old in self.steps()[: -self._keep]:
-      shutil.rmtree(self._directory / f'step_{old:08d}')
+    self._prune(step)
     return final
+
+  def _prune(self, newest):
+    """Leaves the `keep` newest steps up to `newest`; later ones are damaged, or they would have been resumed from."""
+    steps = self.steps()
+    kept = [step for step in steps if step <= newest][-self._keep :]
+    for step in sorted(set(steps) - set(kept)):
+      shutil.rmtree(self._path(step))
+
+  def _path(self, step):
+    return self._directory / f'step_{step:08d}'
 
   def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
     """The tree saved at `step` in the structure of `template`, and its metadata.
@@ -111,7 +121,7 @@ class TrainingCheckpoints:
     """
     import orbax.checkpoint as ocp
 
-    directory = self._directory / f'step_{step:08d}'
+    directory = self._path(step)
     body = _verified_manifest(directory, step)
     expected = flatten(template, separator='.')
     stored = {name: (dtype, tuple(shape)) for name, (dtype, shape) in body['leaves'].items()}
@@ -125,8 +135,8 @@ class TrainingCheckpoints:
     _check_leaves({name: (str(leaf.dtype), tuple(leaf.shape)) for name, leaf in leaves.items()}, stored, directory)
     return jax.tree.unflatten(jax.tree.structure(template), [leaves[name] for name in expected]), body['metadata']
 
-  def restore_newest(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
-    """(step, tree, metadata) of the newest valid checkpoint, or None when there is none at all.
+  def newest(self) -> int | None:
+    """The newest step whose files are intact, or None when there is no checkpoint at all.
 
     A damaged checkpoint is named in an error log and the next older one is tried.
 
@@ -136,17 +146,25 @@ class TrainingCheckpoints:
     steps = self.steps()
     for step in reversed(steps):
       try:
-        _verified_manifest(self._directory / f'step_{step:08d}', step)
+        _verified_manifest(self._path(step), step)
       except errors.CheckpointError as error:
         logging.error('checkpoint of step %d is damaged, falling back to an older one: %s', step, error)
         continue
-      tree, metadata = self.restore(step, template)
-      return step, tree, metadata
+      return step
     if steps:
       raise errors.CheckpointError(
           what='no valid checkpoint', where=str(self._directory), got=steps, fix='every one is damaged; see the log'
       )
     return None
+
+  def metadata(self, step: int) -> dict[str, Any]:
+    """What was saved beside the tree of `step`, after its files have been verified."""
+    return _verified_manifest(self._path(step), step)['metadata']
+
+  def restore_newest(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
+    """(step, tree, metadata) of the `newest` step, or None when there is no checkpoint at all."""
+    step = self.newest()
+    return None if step is None else (step, *self.restore(step, template))
 
 
 def save_safetensors(path: str | os.PathLike, params: Any, description: dict[str, Any]) -> None:
@@ -159,7 +177,7 @@ def save_safetensors(path: str | os.PathLike, params: Any, description: dict[str
   path.parent.mkdir(parents=True, exist_ok=True)
   leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
   for name, leaf in leaves.items():
-    if not np.all(np.isfinite(np.asarray(leaf, np.float32))):
+    if not _is_finite(leaf):
       raise errors.CheckpointError(what=f'leaf {name}', got='NaN or infinity', expected='finite weights')
   tensors = {name: np.ascontiguousarray(leaf.astype(ml_dtypes.bfloat16)) for name, leaf in leaves.items()}
   _replace(path, safetensors.numpy.save(tensors))
@@ -175,9 +193,11 @@ def load_description(path: str | os.PathLike) -> dict[str, Any]:
   if not path.is_file() or not beside.is_file():
     raise errors.CheckpointError(what='model file', where=str(path), got='no such file', fix='run scripts/train_pairs.sh')
   try:
+    if beside.stat().st_size > _MAX_DESCRIPTION_BYTES:
+      raise ValueError(f'more than {_MAX_DESCRIPTION_BYTES} bytes')
     description = json.loads(beside.read_text())
     expected = description['sha256']
-  except (ValueError, KeyError, TypeError) as error:
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise errors.CheckpointError(what='model description', where=str(beside), got=repr(error)) from error
   got = sha256_file(path)
   if got != expected:
@@ -201,16 +221,13 @@ def load_safetensors(path: str | os.PathLike, template: Any, *, dtype: Any = Non
   except (OSError, safetensors.SafetensorError, ValueError, KeyError) as error:
     raise errors.CheckpointError(what='unreadable model file', where=str(path), got=str(error)) from error
   expected = flatten(template)
-  floating = {name: 'float' if jax.numpy.issubdtype(leaf.dtype, np.floating) else str(leaf.dtype)
-              for name, leaf in stored.items()}
+  kind = lambda leaf: 'float' if jax.numpy.issubdtype(leaf.dtype, np.floating) else str(leaf.dtype)
   _check_leaves(
-      {name: (floating[name], leaf.shape) for name, leaf in stored.items()},
-      {name: ('float', tuple(leaf.shape)) for name, leaf in expected.items()},
+      {name: (kind(leaf), leaf.shape) for name, leaf in stored.items()},
+      {name: (kind(leaf), tuple(leaf.shape)) for name, leaf in expected.items()},
       path,
+      problems=[f'{name} holds NaN or infinity' for name, leaf in stored.items() if not _is_finite(leaf)],
   )
-  bad = [name for name, leaf in stored.items() if not np.all(np.isfinite(leaf.astype(np.float32)))]
-  if bad:
-    raise errors.CheckpointError(what=f'leaf {", ".join(bad)}', where=str(path), got='NaN or infinity')
   leaves = [jax.numpy.asarray(stored[name], dtype or leaf.dtype) for name, leaf in expected.items()]
   return jax.tree.unflatten(jax.tree.structure(template), leaves)
 
@@ -251,7 +268,7 @@ def _verified_manifest(directory, step):
     content = json.loads(manifest.read_text())
     body = content['body']
     intact = _sealed(body) == json.dumps(content, sort_keys=True) and body['step'] == step
-  except (OSError, ValueError, KeyError, TypeError) as error:
+  except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
     raise errors.CheckpointError(what='manifest', where=str(manifest), got=repr(error)) from error
   if not intact:
     raise errors.CheckpointError(what='manifest', where=str(manifest), got='a damaged or foreign manifest')
@@ -267,8 +284,12 @@ def _verified_manifest(directory, step):
   return body
 
 
-def _check_leaves(got, expected, where):
-  problems = [f'missing {name}' for name in expected if name not in got]
+def _is_finite(leaf):
+  return bool(np.all(np.isfinite(leaf.astype(np.float32))))
+
+
+def _check_leaves(got, expected, where, *, problems=()):
+  problems = [*problems, *(f'missing {name}' for name in expected if name not in got)]
   problems += [f'extra {name}' for name in got if name not in expected]
   problems += [
       f'{name} is {got[name][0]}{list(got[name][1])}, expected {expected[name][0]}{list(expected[name][1])}'

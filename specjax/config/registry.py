@@ -66,10 +66,10 @@ class Registry:
     """Refuses a module that is not on the list, without importing anything."""
     module = statement.module
     if not _MODULE.fullmatch(module) or not (self._is_allowed(module) or self._is_of_entry(module)):
+      names = ', '.join(package.split('.')[1] for package in PACKAGES)
       raise errors.ConfigError(
           what='import', where=statement.where, got=statements.shown(module),
-          expected=f'specjax.{{{",".join(package.split(".")[1] for package in PACKAGES)}}}, the module of the function that '
-          'is run, or what --allow_module names',
+          expected=f'a package of specjax ({names}), the module of what is run, or one named by --allow_module',
           fix=signatures.did_you_mean(module, [*self._packages, *self._entry_modules()]))
 
   def module(self, name: str, where: str) -> Any:
@@ -111,10 +111,10 @@ class Registry:
     return self._constructor(module, name, function, short=f'{module.split(".")[-1]}.{name}')
 
   def imports_for_flags(self, imports: Iterable[statements.Import]) -> list[statements.Import]:
-    """What a binding on the command line may name: what the files import, and every allowed package (and the entry's module)
-    by its full name and by the last part of it.
+    """What a binding on the command line may name: what the files import, every allowed package and the entry's module.
 
-    A name that two files give to different modules stands for neither.
+    Packages go by their full name and by the last part of it. A name that two files give to different modules stands
+    for neither.
     """
     paths = {}
     for item in imports:
@@ -157,9 +157,9 @@ class Registry:
     value = getattr(module, name, None)
     if self.entry is not None and value is self.entry.function:
       return value
-    is_callable = inspect.isclass(value) or inspect.isroutine(value) or hasattr(value, '__wrapped__')
+    is_constructor = inspect.isclass(value) or inspect.isroutine(value)
     origin = module.__name__ if listed is not None else getattr(value, '__module__', None) or ''
-    return value if is_callable and self._is_allowed(origin) else None
+    return value if is_constructor and self._is_allowed(origin) else None
 
   def _suggestion(self, selector, imports):
     """'did you mean', out of what the imported modules export."""

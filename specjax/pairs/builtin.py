@@ -3,8 +3,13 @@
 `scripts/train_pairs.sh` retrains them from nothing.
 """
 
+import contextlib
 import dataclasses
 import importlib.resources
+import math
+import os
+import pathlib
+import typing
 from typing import Any, Literal, Mapping
 
 import jax
@@ -14,7 +19,6 @@ from specjax.checkpoints import native
 from specjax.core import errors
 from specjax.core import protocols
 from specjax.models import gemma
-from specjax.models import layers
 from specjax.models import t5
 from specjax.tasks import vocabulary
 
@@ -51,6 +55,17 @@ class Pair:
   params: Mapping[str, Any]
   tokenizer: vocabulary.Tokenizer
 
+  @property
+  def start_token(self) -> int:
+    """What the decoder of an encoder-decoder is given first: the pad token, as in T5."""
+    return self.tokenizer.pad_id
+
+  def encode_prompt(self, text: str) -> list[int]:
+    """The tokens of a question, framed as in training (`specjax.tasks.prompts`)."""
+    if self.family == 'decoder-only':
+      return [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.separator_id]
+    return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
+
 
 def _t5(embed_dim, num_heads, head_dim, mlp_dim, num_encoder_layers, num_decoder_layers):
   return ModelSpec('t5', t5.T5Config(
@@ -69,9 +84,9 @@ def _gemma(embed_dim, num_heads, head_dim, hidden_dim, layer_kinds):
 
 
 GEMMA_TARGET = _gemma(256, 4, 64, 672, ('local', 'local', 'global') * 2)
-GEMMA_DRAFTER = _gemma(96, 3, 32, 448, ('local', 'global'))
+GEMMA_DRAFTER = _gemma(24, 2, 12, 80, ('local', 'global'))
 T5_TARGET = _t5(256, 4, 64, 640, 3, 3)
-T5_DRAFTER = _t5(96, 3, 32, 320, 2, 1)
+T5_DRAFTER = _t5(30, 2, 15, 72, 1, 1)
 
 MODELS = {
     'gemma_target': GEMMA_TARGET, 'gemma_drafter': GEMMA_DRAFTER, 't5_target': T5_TARGET, 't5_drafter': T5_DRAFTER
@@ -80,6 +95,7 @@ PAIRS = ('gemma', 't5')
 
 # What a file may name. A configuration never selects code: it selects a row of this table.
 _FAMILIES = {'gemma': (gemma.DecoderConfig, gemma.DecoderLM), 't5': (t5.T5Config, t5.T5LM)}
+_LARGEST, _LARGEST_COUNT = 1 << 24, 1024  # Beyond this a number is an attack on memory or patience, not a network.
 
 
 def make_model(spec: ModelSpec, *, dtype: Any = jnp.float32) -> protocols.LanguageModel:
@@ -106,21 +122,22 @@ def spec_from_description(description: Mapping[str, Any], *, where: str) -> Mode
     CheckpointError: unknown family or field; `where` says in which file.
   """
   family = description.get('family')
-  if family not in _FAMILIES:
+  if not isinstance(family, str) or family not in _FAMILIES:
     raise errors.CheckpointError(what='family', where=where, got=family, expected=f'one of {sorted(_FAMILIES)}')
   config_type, _ = _FAMILIES[family]
-  values = {name: _from_json(name, value, where) for name, value in dict(description.get('config', {})).items()}
-  known = {field.name for field in dataclasses.fields(config_type)}
-  if values.keys() - known:
-    raise errors.CheckpointError(what=f'config field {min(values.keys() - known)!r}', where=where, expected=sorted(known))
   try:
-    return ModelSpec(family, config_type(**values))
-  except (TypeError, errors.SpecjaxError) as error:
+    return ModelSpec(family, _from_json(config_type, description.get('config'), 'config', where))
+  except (TypeError, errors.ParamError, errors.ConfigError) as error:
     raise errors.CheckpointError(what='config', where=where, got=str(error)) from error
 
 
-def load_pair(name: str, *, dtype: Any = jnp.float32) -> Pair:
+def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLike | None = None) -> Pair:
   """The built-in pair `name` ('gemma' or 't5'), its parameters in `dtype`.
+
+  Args:
+    name: of the pair.
+    dtype: of parameters and activations.
+    data_dir: where `<name>/target.safetensors` and `<name>/drafter.safetensors` lie; None is the package's own.
 
   Raises:
     ParamError: no such pair.
@@ -128,35 +145,74 @@ def load_pair(name: str, *, dtype: Any = jnp.float32) -> Pair:
   """
   if name not in PAIRS:
     raise errors.ParamError(what='pair', got=name, expected=f'one of {PAIRS}')
-  tokenizer = vocabulary.load_builtin_tokenizer()
-  models, params = {}, {}
-  for role in ('target', 'drafter'):
-    with importlib.resources.as_file(importlib.resources.files('specjax.pairs') / 'data' / name) as directory:
-      path = directory / f'{role}.safetensors'
-      description = native.load_description(path)
-      if description.get('tokenizer_sha256') != tokenizer.sha256:
-        raise errors.CheckpointError(
-            what='tokenizer_sha256', where=str(path), got=description.get('tokenizer_sha256'), expected=tokenizer.sha256,
-            fix='retrain the pair (scripts/train_pairs.sh) or restore the tokenizer it was trained with',
-        )
-      models[role] = make_model(spec_from_description(description, where=str(path)), dtype=dtype)
-      template = jax.eval_shape(models[role].init, jax.random.key(0))
-      params[role] = native.load_safetensors(path, template, dtype=dtype)
+  with contextlib.ExitStack() as stack:
+    if data_dir is None:
+      data = importlib.resources.files('specjax.pairs') / 'data'
+      data_dir = stack.enter_context(importlib.resources.as_file(data))
+    loaded = {
+        role: load_model(pathlib.Path(data_dir) / name / f'{role}.safetensors', dtype=dtype)
+        for role in ('target', 'drafter')
+    }
   return Pair(
-      name=name, family=MODELS[f'{name}_target'].kind, target=models['target'], drafter=models['drafter'], params=params,
-      tokenizer=tokenizer,
+      name=name, family=MODELS[f'{name}_target'].kind, target=loaded['target'][0], drafter=loaded['drafter'][0],
+      params={role: params for role, (_, params) in loaded.items()}, tokenizer=vocabulary.load_builtin_tokenizer(),
   )
 
 
-def _from_json(name, value, where):
-  if isinstance(value, list):
-    return tuple(value)
-  if name in ('global_rotary', 'local_rotary'):
-    try:
-      return layers.Rotary(**value)
-    except TypeError as error:
-      raise errors.CheckpointError(what=f'config field {name}', where=where, got=str(error)) from error
-  return value
+def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[protocols.LanguageModel, Any]:
+  """The model in a .safetensors file with its description beside it, and its parameters, both in `dtype`.
+
+  Raises:
+    CheckpointError: a file is missing, damaged, or was trained with another vocabulary.
+  """
+  description = native.load_description(path)
+  tokenizer = vocabulary.load_builtin_tokenizer()
+  if description.get('tokenizer_sha256') != tokenizer.sha256:
+    raise errors.CheckpointError(
+        what='tokenizer_sha256', where=str(path), got=description.get('tokenizer_sha256'), expected=tokenizer.sha256,
+        fix='retrain the pair (scripts/train_pairs.sh) or restore the tokenizer it was trained with',
+    )
+  model = make_model(spec_from_description(description, where=str(path)), dtype=dtype)
+  try:
+    template = jax.eval_shape(model.init, jax.random.key(0))
+  except Exception as error:  # Numbers of the right types that fit no network together: flax and JAX raise many types.
+    raise errors.CheckpointError(what='config', where=str(path), got=str(error)) from error
+  return model, native.load_safetensors(path, template, dtype=dtype)
+
+
+def _from_json(kind, values, what, where):
+  """The dataclass `kind` from a JSON object; what does not fit its annotations is refused."""
+  if not isinstance(values, dict):
+    raise errors.CheckpointError(what=what, where=where, got=values, expected='an object')
+  hints = typing.get_type_hints(kind)
+  converted = {}
+  for name, value in values.items():
+    if name not in hints:
+      raise errors.CheckpointError(what=f'{what} field {name!r}', where=where, expected=f'one of {sorted(hints)}')
+    if dataclasses.is_dataclass(hints[name]):
+      converted[name] = _from_json(hints[name], value, f'{what}.{name}', where)
+    elif _fits(value, hints[name]) and not (name.startswith('num_') and value > _LARGEST_COUNT):
+      converted[name] = tuple(value) if isinstance(value, list) else value
+    else:
+      raise errors.CheckpointError(
+          what=f'{what} field {name!r}', where=where, got=value, expected=getattr(hints[name], '__name__', hints[name]))
+  return kind(**converted)
+
+
+def _fits(value, kind):
+  """Whether a JSON value is of an annotated type, and of a size that a network could have."""
+  arguments = typing.get_args(kind)
+  if kind is int:
+    return type(value) is int and 0 < value <= _LARGEST
+  if kind is float:
+    return type(value) in (int, float) and math.isfinite(value)
+  if typing.get_origin(kind) is Literal:
+    return isinstance(value, str) and value in arguments
+  if typing.get_origin(kind) is tuple:
+    return isinstance(value, list) and len(value) <= _LARGEST_COUNT and all(_fits(item, arguments[0]) for item in value)
+  if arguments:  # A union.
+    return any(_fits(value, alternative) for alternative in arguments)
+  return isinstance(value, kind)
 
 
 def _jsonable(value):

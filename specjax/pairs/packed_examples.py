@@ -5,7 +5,8 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Literal
+from typing import Literal, Sequence
+import zipfile
 
 from absl import logging
 import numpy as np
@@ -19,7 +20,7 @@ Family = Literal['decoder-only', 'encoder-decoder']
 
 def packed_examples(
     *, split: str, seed: int, num_examples: int, family: Family, length: int, encoder_length: int,
-    cache_dir: str | os.PathLike,
+    cache_dir: str | os.PathLike, domains: Sequence[str] = synthetic.DOMAINS,
 ) -> dict[str, np.ndarray]:
   """Packed arrays [N, length] of the first `num_examples` examples of a split, by field name of `TrainingBatch`.
 
@@ -31,16 +32,20 @@ def packed_examples(
     length: decoder tokens per row.
     encoder_length: encoder tokens per row; unused by decoder-only.
     cache_dir: where the arrays are kept, under a name that is a hash of these arguments and the tokenizer.
+    domains: which domains take turns; one named twice comes twice as often.
   """
   tokenizer = vocabulary.load_builtin_tokenizer()
   spec = dict(split=split, seed=seed, num_examples=num_examples, family=family, length=length,
-              encoder_length=encoder_length, tokenizer=tokenizer.sha256)
+              encoder_length=encoder_length, tokenizer=tokenizer.sha256, domains=list(domains))
   name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
   path = pathlib.Path(cache_dir) / f'{split}-{name}.npz'
   if path.is_file():
-    with np.load(path, allow_pickle=False) as stored:
-      return dict(stored)
-  examples = list(itertools.islice(synthetic.stream(split, seed=seed), num_examples))
+    try:
+      with np.load(path, allow_pickle=False) as stored:
+        return dict(stored)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:  # It is a cache: what a power cut broke is made again.
+      logging.warning('%s is damaged (%s) and made again', path, error)
+  examples = list(itertools.islice(synthetic.stream(split, seed=seed, domains=domains), num_examples))
   if family == 'decoder-only':
     arrays = packing.pack_decoder_only(examples, tokenizer, length)
   else:

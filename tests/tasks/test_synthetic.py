@@ -154,7 +154,7 @@ def test_score_never_raises(prediction):
 
 @pytest.mark.parametrize('arguments', [
     {'split': 'dev'}, {'split': 'train', 'domains': ('poetry',)}, {'split': 'train', 'domains': ()},
-    {'split': 'train', 'domains': ('records', 'records')}, {'split': 'train', 'start': -1}])
+    {'split': 'train', 'start': -1}])
 def test_bad_arguments_are_param_errors(arguments):
   with pytest.raises(ParamError) as error:
     synthetic.stream(**arguments)
@@ -171,3 +171,11 @@ def test_tasks_import_neither_seqio_nor_jax():
              'from specjax.tasks import synthetic, vocabulary, prompts, packing, local\n'
              'print([name for name in ("seqio", "tensorflow", "jax", "gin") if name in sys.modules])')
   assert subprocess.run([sys.executable, '-c', program], capture_output=True, text=True, check=True).stdout == '[]\n'
+
+
+def test_a_domain_named_twice_comes_twice_as_often_with_other_questions():
+  mixture = ('records', 'programs', 'records')
+  first = list(itertools.islice(synthetic.stream('train', seed=3, domains=mixture), 60))
+  assert [example.domain for example in first] == list(mixture) * 20
+  assert [e.id for e in first if e.domain == 'records'] == [
+      e.id for e in itertools.islice(synthetic.stream('train', seed=3, domains=('records',)), 40)]

@@ -1,0 +1,118 @@
+"""`train`: what makes the built-in models; the entry function of `python -m specjax.train`."""
+
+import dataclasses
+import pathlib
+from typing import Mapping, Sequence, TypeVar
+
+from specjax.checkpoints import native
+from specjax.core import errors
+from specjax.pairs import builtin
+from specjax.pairs import packed_examples
+from specjax.training import batches
+from specjax.training import language_model
+from specjax.training import loop
+from specjax.training import optimizer
+from specjax.training import stopping
+
+_T = TypeVar('_T')
+
+
+def train(
+    *, models: Sequence[str], output_dir: str, export_dir: str | None, seed: int,
+    num_examples: int, num_validation: int, domains: Sequence[str] | Mapping[str, Sequence[str]],
+    sequence_length: int | Mapping[str, int], encoder_length: int, steps: int | Mapping[str, int], batch_size: int,
+    learning_rate: float | Mapping[str, float], warmup_steps: int | Mapping[str, int],
+    weight_decay: float, query_learning_rate_scale: float | Mapping[str, float], z_loss: float, input_weight: float,
+    log_every: int, evaluate_every: int, save_every: int, tensorboard: bool, progress: bool,
+    stop: stopping.StopRequest, operative_config: str | None = None,
+) -> bool:
+  """Trains models from scratch on the synthetic tasks, one after the other; whether all are complete.
+
+  Called again it goes on from the newest valid checkpoints, bit for bit. Numbers may be given for all models or by name.
+
+  Args:
+    models: names of `builtin.MODELS`.
+    output_dir: checkpoints and metrics of each model, below its name; packed data, shared.
+    export_dir: where `<pair>/<role>.safetensors` go, with a .json beside each; None exports nothing.
+    seed: of initialisation, order of examples and the examples themselves.
+    num_examples, num_validation: examples; training repeats them after an epoch.
+    domains: of the training questions, in turn; one named twice comes twice as often. Validation takes all in turn.
+    sequence_length: tokens per packed row (of the decoder).
+    encoder_length: encoder tokens per packed row.
+    steps: length of the run and of its learning-rate schedule.
+    batch_size: packed rows per step.
+    learning_rate: the peak.
+    warmup_steps: of linear warm-up.
+    weight_decay: decoupled, of matrices.
+    query_learning_rate_scale: see `optimizer.OptimizerConfig`.
+    z_loss: weight of the squared log-normaliser.
+    input_weight: loss weight of the input part (decoder-only).
+    log_every, evaluate_every, save_every: steps between training reports, validations, checkpoints.
+    tensorboard: write TensorBoard event files (imports TensorFlow).
+    progress: show a progress bar.
+    stop: asks to save and return.
+    operative_config: kept beside each model's checkpoints.
+
+  Raises:
+    ConfigError: an unknown model, or `output_dir` holds a run of another configuration.
+  """
+  for name in models:
+    if name not in builtin.MODELS:
+      raise errors.ConfigError(what='model', got=name, expected=f'one of {", ".join(builtin.MODELS)}')
+  for name in models:
+    pick = lambda value: _for_model(value, name)
+    config = language_model.LanguageModelConfig(
+        seed=seed, batch_size=batch_size, z_loss=z_loss, input_weight=input_weight,
+        optimizer=optimizer.OptimizerConfig(
+            learning_rate=pick(learning_rate), num_steps=pick(steps), warmup_steps=pick(warmup_steps),
+            weight_decay=weight_decay, query_learning_rate_scale=pick(query_learning_rate_scale)),
+    )
+    data = dict(
+        num_examples=num_examples, domains=list(pick(domains)), sequence_length=pick(sequence_length), encoder_length=encoder_length)
+    complete = _train_one(
+        name, config=config, data=data, num_validation=num_validation, directory=pathlib.Path(output_dir) / name,
+        loop_config=loop.LoopConfig(
+            num_steps=pick(steps), log_every=log_every, evaluate_every=evaluate_every, save_every=save_every),
+        export_dir=export_dir, stop=stop, tensorboard=tensorboard, progress=progress, operative_config=operative_config)
+    if not complete:
+      return False
+  return True
+
+
+def _train_one(
+    name, *, config, data, num_validation, directory, loop_config, export_dir, stop, tensorboard, progress,
+    operative_config,
+):
+  """Trains one model and exports it; whether it is complete."""
+  spec = builtin.MODELS[name]
+  directory.mkdir(parents=True, exist_ok=True)
+  if operative_config is not None:
+    (directory / 'operative.gin').write_text(operative_config)
+
+  def packed(split, num_examples, **mixture):
+    return batches.PackedData(packed_examples.packed_examples(
+        split=split, seed=config.seed, num_examples=num_examples, family=spec.kind, length=data['sequence_length'],
+        encoder_length=data['encoder_length'], cache_dir=directory.parent / 'data',
+        **mixture))
+
+  params, complete = language_model.train_language_model(
+      builtin.make_model(spec), train_data=packed('train', data['num_examples'], domains=data['domains']),
+      validation_data=packed('validation', num_validation), config=config, loop_config=loop_config,
+      output_dir=str(directory), model_description=builtin.describe(spec), stop=stop, tensorboard=tensorboard,
+      show_progress=progress)
+  if complete and export_dir is not None:
+    pair, role = name.split('_')
+    path = pathlib.Path(export_dir) / pair / f'{role}.safetensors'
+    recipe = dict(dataclasses.asdict(config), task='specjax_synthetic', **data)
+    native.save_safetensors(path, params, dict(builtin.describe(spec), recipe=recipe))
+    print(f'exported {path}', flush=True)
+  return complete
+
+
+def _for_model(value: _T | Mapping[str, _T], name: str) -> _T:
+  """The value for a model where it may be given by name."""
+  if not isinstance(value, Mapping):
+    return value
+  if name not in value:
+    raise errors.ConfigError(what='value by model', got=dict(value), expected=f'one for {name}')
+  return value[name]
