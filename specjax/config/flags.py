@@ -172,7 +172,7 @@ def _from_json(flag, text, keys, known):
     raise errors.ConfigError(what='value', where=flag, got=statements.shown(text), expected='a JSON object')
   found = []
   for key, value in given.items():
-    if key not in keys:
+    if keys.get(key) not in known:
       raise errors.ConfigError(
           what='key', where=flag, got=statements.shown(key), expected=f'one of {", ".join(keys)}',
           fix=signatures.did_you_mean(key, keys))
@@ -192,7 +192,8 @@ def _converted(text, parameter, flag):
     value = _reading(text, kind)
     if value is not _UNREADABLE:
       return value
-  choices = [str(choice) for kind in kinds if typing.get_origin(kind) is typing.Literal for choice in typing.get_args(kind)]
+  literals = [kind for kind in kinds if typing.get_origin(kind) is typing.Literal]
+  choices = [str(choice) for kind in literals for choice in typing.get_args(kind)]
   raise errors.ConfigError(
       what=parameter.name, where=flag, got=statements.shown(text), expected=signatures.describe(parameter.kind),
       fix=signatures.did_you_mean(text, choices))
@@ -237,4 +238,5 @@ def _normal(name):
 
 
 def _suggestion(word, known, aliases):
-  return signatures.did_you_mean(f'--{_normal(word.lstrip("-"))}', [f'--{name}' for name in (*known, *aliases, *_GIN_FLAGS)])
+  flags = [f'--{name}' for name in (*known, *aliases, *_GIN_FLAGS)]
+  return signatures.did_you_mean(f'--{_normal(word.lstrip("-"))}', flags)

@@ -101,7 +101,8 @@ def expanded_macros(state: State) -> dict[str, tuple[Any, str]]:
       if is_macro(value):
         done[name] = parts[value.name]
       else:
-        done[name] = statements.substitute(value, lambda leaf: parts[leaf.name][0] if is_macro(leaf) else leaf), size, where
+        value = statements.substitute(value, lambda leaf: parts[leaf.name][0] if is_macro(leaf) else leaf)
+        done[name] = value, size, where
     return done[name]
 
   macros = [key.name for key in state.assignments if key.target is None]
@@ -169,8 +170,9 @@ def construct(state: State, node: Node, given: dict[str, Any], where: str) -> An
     where = state.assignments[key].where if key else where
     if what is None:
       raise errors.ConfigError(what=f'{node.target.name}: {error}', where=where) from error
+    what = f'{node.target.name}: {what}'
     raise errors.ConfigError(
-        what=f'{node.target.name}: {what}', where=where, got=error.got, expected=error.expected, fix=error.fix) from error
+        what=what, where=where, got=error.got, expected=error.expected, fix=error.fix) from error
 
 
 def _child(leaf, node):

@@ -114,7 +114,8 @@ def _assign(layer, key, assignment):
         fix=signatures.did_you_mean(key.name, key.target.parameters))
   if key in layer.assignments:
     raise errors.ConfigError(
-        what=f'{key} is bound twice', where=assignment.where, fix=f'it is already bound at {layer.assignments[key].where}')
+        what=f'{key} is bound twice', where=assignment.where,
+        fix=f'it is already bound at {layer.assignments[key].where}')
   layer.assignments[key] = assignment
 
 

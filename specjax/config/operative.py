@@ -83,7 +83,8 @@ def _format(value, selectors):
     scope = f'{value.scope}/' if value.scope else ''
     return f'@{scope}{selectors[value.selector]}{"()" if value.evaluated else ""}'
   if isinstance(value, dict):
-    return '{' + ', '.join(f'{_format(key, selectors)}: {_format(item, selectors)}' for key, item in value.items()) + '}'
+    items = ', '.join(f'{_format(key, selectors)}: {_format(item, selectors)}' for key, item in value.items())
+    return f'{{{items}}}'
   if isinstance(value, (list, tuple)):
     items = ', '.join(_format(item, selectors) for item in value)
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a constructor takes: its parameters, which values fit them, and what a misspelt name was probably meant to be."""
+"""What a constructor takes: its parameters, which values fit them, and what a misspelt name was meant to be."""
 
 from collections import abc
 import dataclasses

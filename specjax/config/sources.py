@@ -91,6 +91,8 @@ def _read_file(path, roots, found, including, earlier):
       target = _included(statement, path, roots)
       included |= _read_file(target, roots, found, (*including, resolved), earlier)
     elif isinstance(statement, statements.Import):
+      if any(other.name == statement.name and other.path != statement.path for other in imports):
+        raise errors.ConfigError(what='import', where=statement.where, got=statement.name, expected='a name of its own')
       imports.append(statement)
     else:
       bindings.append(statement)
@@ -141,7 +143,8 @@ def _text(path):
     with open(path, 'rb') as file:
       content = file.read(statements.MAX_BYTES + 1)
   except OSError as error:
-    raise errors.ConfigError(what='gin file', where=str(path), got=error.strerror, expected='a readable file') from error
+    raise errors.ConfigError(
+        what='gin file', where=str(path), got=error.strerror, expected='a readable file') from error
   if len(content) > statements.MAX_BYTES:
     raise errors.ConfigError(what='size', where=str(path), expected=f'at most {statements.MAX_BYTES} bytes')
   try:

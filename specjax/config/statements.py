@@ -231,7 +231,8 @@ def _converted(statements, name, registered):
       binding = _binding(statement, where)
       if binding.selector and not registered:
         raise errors.ConfigError(
-            what='binding before dynamic registration', where=where, fix=f'begin the file with "{_DYNAMIC_REGISTRATION}"')
+            what='binding before dynamic registration', where=where,
+            fix=f'begin the file with "{_DYNAMIC_REGISTRATION}"')
       yield binding
 
 
@@ -239,7 +240,7 @@ def _import(statement, where):
   module, name = statement.module, statement.bound_name()
   if module.split('.')[0] in ('__gin__', 'gin') or name == 'gin':
     raise errors.ConfigError(
-        what='import', where=where, got=module, expected='specjax, or a module named by --allow_module')
+        what='import', where=where, got=module, expected='a module of constructors, under a name other than gin')
   return Import(module, name, module if statement.is_from or statement.alias else name, where)
 
 

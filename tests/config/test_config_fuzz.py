@@ -79,6 +79,11 @@ def mutated(rng):
 
 def check_against_gin(text, run):
   """gin calls the entry with the same values, and reads every binding of the file."""
+  bindings = [item for item in statements.parse(text, 'x.gin') if isinstance(item, statements.Binding)]
+  assert len({(item.scope, item.selector, item.parameter) for item in bindings}) == len(bindings)
+  leaves = [leaf for item in bindings for leaf in statements.leaves(item.value)]
+  if any(isinstance(leaf, statements.Reference) and not leaf.evaluated for leaf in leaves):
+    return  # Nobody calls it: gin would not have read its bindings, and its wrapper compares to nothing.
   gin.clear_config()
   try:
     gin.parse_config(text)
@@ -90,11 +95,9 @@ def check_against_gin(text, run):
       assert all(any(name in values for values in reached) for name in parameters), (scope, selector)
   finally:
     gin.clear_config()
-  bindings = [item for item in statements.parse(text, 'x.gin') if isinstance(item, statements.Binding)]
-  assert len({(item.scope, item.selector, item.parameter) for item in bindings}) == len(bindings)
 
 
-@pytest.mark.parametrize('num_texts', [3_000, pytest.param(100_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize('num_texts', [3_000, pytest.param(100_000, marks=[pytest.mark.nightly, pytest.mark.timeout(3_600)])])
 def test_mutated_texts_raise_only_config_errors_or_mean_what_gin_says(tmp_path, num_texts):
   rng, path, accepted = random.Random(SEED + num_texts), tmp_path / 'fuzz.gin', 0
   descriptor = os.open(path, os.O_RDWR | os.O_CREAT)  # Kept open: opening a file anew for each text costs ten times the check.

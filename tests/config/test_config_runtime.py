@@ -176,6 +176,7 @@ def test_misspelt_module_is_refused_with_a_suggestion(write, module, suggestion)
     'toy_entry.evaluate.rule = @evaluate()',
     'evaluate.rates = []',  # The bare name is for flags: plain gin could not read the file.
     'toy_parts.threshold = 4',
+    'toy_entry.evaluate.rule = @toy_parts.DEFAULT',
     'gin.macro.value = 4',
     'K/gin.macro.value = 4',
     'toy_entry.evaluate.rule = @gin.singleton()',
@@ -272,6 +273,11 @@ def test_binding_twice_in_a_file_is_refused(write, text):
   assert 'twice' in str(refusal(write('toy_entry.evaluate.temperature = 1.0\n' + text)))
 
 
+def test_name_for_two_modules_in_a_file_is_refused(write):
+  head = HEAD + 'import toy_parts as part\nimport toy_entry as part\n'
+  assert refusal(write(REQUIRED, head=head)).expected == 'a name of its own'
+
+
 def test_binding_twice_under_two_names_is_refused(write):
   head = HEAD + 'import toy_entry as again\n'
   assert 'twice' in str(refusal(write(REQUIRED + 'again.evaluate.seed = 2', head=head)))
@@ -308,9 +314,9 @@ def test_circle_is_refused(write, text):
     ''.join(f'A{i} = [{", ".join([f"%A{i + 1}"] * 10)}]\n' for i in range(9)) + 'A9 = 1\ntoy_entry.evaluate.drafter = %A0',
     ''.join(f's{i}/toy_parts.Drafter.model = [{", ".join([f"@s{i + 1}/toy_parts.Drafter()"] * 10)}]\n' for i in range(9))
     + 's9/toy_parts.Drafter.model = 1\ntoy_parts.Drafter.num_draft_tokens = 3\ntoy_entry.evaluate.drafter = @s0/toy_parts.Drafter()',
-    ''.join(f's{i}/toy_parts.Drafter.model = @s{i + 1}/toy_parts.Drafter()\n' for i in range(2000))
-    + 's2000/toy_parts.Drafter.model = 1\ntoy_parts.Drafter.num_draft_tokens = 3\ntoy_entry.evaluate.drafter = @s0/toy_parts.Drafter()',
-    ''.join(f'A{i} = %A{i + 1}\n' for i in range(2000)) + 'A2000 = 1\ntoy_entry.evaluate.drafter = %A0',
+    ''.join(f's{i}/toy_parts.Drafter.model = @s{i + 1}/toy_parts.Drafter()\n' for i in range(200))
+    + 's200/toy_parts.Drafter.model = 1\ntoy_parts.Drafter.num_draft_tokens = 3\ntoy_entry.evaluate.drafter = @s0/toy_parts.Drafter()',
+    ''.join(f'A{i} = %A{i + 1}\n' for i in range(200)) + 'A200 = 1\ntoy_entry.evaluate.drafter = %A0',
     'toy_entry.evaluate.drafter = ' + '[' * 5000 + ']' * 5000,
     'toy_entry.evaluate.drafter = ' + '[' * 60 + ']' * 60,
     'toy_entry.evaluate.drafter = ' + '"a" ' * 5000,
@@ -401,6 +407,13 @@ def test_binding_is_one_assignment(write, binding):
 
 def test_unquoted_string_on_the_command_line_is_explained(write):
   assert 'quotes' in refusal(write(RUN), bindings=['NAME=large']).fix
+
+
+def test_name_that_two_files_understand_differently_is_refused_on_the_command_line(write):
+  first = write(REQUIRED, 'a.gin', head=HEAD + 'import toy_parts as part\n')
+  assert resolve(first, bindings=['evaluate.rule=@part.Lossless()']).call()['rule'] == toy_parts.Lossless()
+  second = write('', 'b.gin', head=HEAD + 'import toy_entry as part\n')
+  assert refusal(first, second, bindings=['evaluate.rule=@part.Lossless()']).got == 'part.Lossless'
 
 
 def test_library_constructors_need_no_import_on_the_command_line(write):

@@ -28,6 +28,9 @@ class Lossless:
   """A rule without numbers."""
 
 
+DEFAULT = Lossless()
+
+
 @dataclasses.dataclass(frozen=True)
 class Drafter:
   """A drafter around a model."""
