@@ -15,6 +15,7 @@ import time
 
 from absl import app
 from absl import flags
+from absl import logging
 import jax
 import numpy as np
 
@@ -28,7 +29,8 @@ from specjax.training import loop
 from specjax.training import optimizer as optimizers
 
 _PAIR = flags.DEFINE_enum('pair', None, list(builtin.PAIRS), 'Which pair.', required=True)
-_DATA_DIR = flags.DEFINE_string('data_dir', None, 'Holds <pair>/target.safetensors; the default is the package.')
+_DATA_DIR = flags.DEFINE_string(
+    'data_dir', None, 'Holds <pair>/target.safetensors; without it and without checkpoints the package.')
 _CHECKPOINT_DIRS = flags.DEFINE_multi_string(
     'checkpoint_dir', [], 'Output directory of a training run whose newest checkpoint stands in for the exported model.')
 _NUM_EXAMPLES = flags.DEFINE_integer('num_examples', 2000, 'Held-out examples, all domains together.', lower_bound=1)
@@ -151,6 +153,7 @@ def print_table(rows):
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected argument {argv[1]!r}')
+  logging.set_verbosity(logging.WARNING)  # Orbax tells a dozen lines about every checkpoint it reads.
   models = load_models()
   examples = synthetic.examples(_SPLIT.value, _NUM_EXAMPLES.value, seed=_SEED.value)
   columns, seconds = measure(models, examples)

@@ -43,7 +43,7 @@ def packed_examples(
     try:
       with np.load(path, allow_pickle=False) as stored:
         return dict(stored)
-    except (OSError, ValueError, zipfile.BadZipFile) as error:  # It is a cache: what a power cut broke is made again.
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:  # It is a cache: what a power cut broke is made again.
       logging.warning('%s is damaged (%s) and made again', path, error)
   examples = list(itertools.islice(synthetic.stream(split, seed=seed, domains=domains), num_examples))
   if family == 'decoder-only':

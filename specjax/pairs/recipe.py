@@ -68,7 +68,8 @@ def train(
             weight_decay=weight_decay, query_learning_rate_scale=pick(query_learning_rate_scale)),
     )
     data = dict(
-        num_examples=num_examples, domains=list(pick(domains)), sequence_length=pick(sequence_length), encoder_length=encoder_length)
+        num_examples=num_examples, domains=list(pick(domains)), sequence_length=pick(sequence_length),
+        encoder_length=encoder_length)
     complete = _train_one(
         name, config=config, data=data, num_validation=num_validation, directory=pathlib.Path(output_dir) / name,
         loop_config=loop.LoopConfig(
@@ -92,8 +93,7 @@ def _train_one(
   def packed(split, num_examples, **mixture):
     return batches.PackedData(packed_examples.packed_examples(
         split=split, seed=config.seed, num_examples=num_examples, family=spec.kind, length=data['sequence_length'],
-        encoder_length=data['encoder_length'], cache_dir=directory.parent / 'data',
-        **mixture))
+        encoder_length=data['encoder_length'], cache_dir=directory.parent / 'data', **mixture))
 
   params, complete = language_model.train_language_model(
       builtin.make_model(spec), train_data=packed('train', data['num_examples'], domains=data['domains']),
