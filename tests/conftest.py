@@ -12,6 +12,8 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_debug_key_reuse', True)
 
+pytest_plugins = ['specjax.testing.plugin']  # --mutant=M05 plants a bug
+
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 

@@ -1,0 +1,26 @@
+"""`pytest --mutant=M05`: a whole run with one planted bug, to see what it breaks. Register it in `pytest_plugins`."""
+
+import pytest
+
+from specjax.testing import mutants
+
+
+def pytest_addoption(parser):
+  parser.addoption('--mutant', default=None, help=f'plant a bug: one of {", ".join(mutants.MUTANTS)}')
+
+
+def pytest_configure(config):
+  name = config.getoption('--mutant')
+  if name is not None and name not in mutants.MUTANTS:
+    raise pytest.UsageError(f'--mutant={name}: expected one of {", ".join(mutants.MUTANTS)}')
+
+
+@pytest.fixture(autouse=True)
+def planted_bug(request):
+  """Applies the mutant of the command line around every test."""
+  name = request.config.getoption('--mutant')
+  if name is None:
+    yield
+    return
+  with mutants.MUTANTS[name].applied():
+    yield
