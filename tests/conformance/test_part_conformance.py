@@ -1,0 +1,96 @@
+"""Every rule and every drafter that the packages export passes its conformance suite."""
+
+import types as python_types
+
+from flax import struct
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specjax import drafters
+from specjax import rules
+from specjax.core import types
+from specjax.testing import adversarial
+from specjax.testing import conformance
+from specjax.testing import toy
+
+VOCAB = 6
+# How to build a part that needs arguments; a new rule with numbers only is found by itself.
+THRESHOLD = 0.4
+
+
+def build_rule(name):
+  rule = getattr(rules, name)
+  return rule(**{knob: np.float32(THRESHOLD) for knob in rule.knobs})
+
+
+def build_drafter(name):
+  """(drafter, its parameters)."""
+  model = toy.ToyLM(vocab_size=VOCAB, memory=4)
+  import jax
+  params = model.init(jax.random.key(2))
+  if name == 'ModelDrafter':
+    return drafters.ModelDrafter(model=model, num_draft_tokens=3), params
+  if name == 'NoDrafter':
+    return drafters.NoDrafter(vocab_size=VOCAB, num_draft_tokens=2), None
+  raise NotImplementedError(f'tell build_drafter in {__file__} how to build {name}')
+
+
+@pytest.mark.parametrize('name', rules.__all__)
+def test_rule(name):
+  conformance.check_rule(build_rule(name))
+
+
+@pytest.mark.parametrize('name', rules.__all__)
+def test_joint_law_of_a_rule(name):
+  conformance.check_rule_law(build_rule(name))
+
+
+@pytest.mark.parametrize('name', drafters.__all__)
+def test_drafter(name):
+  drafter, params = build_drafter(name)
+  conformance.check_drafter(drafter, params, vocab_size=VOCAB)
+
+
+def test_drafter_with_a_cap_or_an_adversarial_policy():
+  model_drafter, params = build_drafter('ModelDrafter')
+  conformance.check_drafter(model_drafter.replace(max_draft_tokens=np.int32(1)), params, vocab_size=VOCAB)
+  admissible = [p for p in adversarial.Policy if p != adversarial.Policy.PEEK]
+  for start in (0, 2):
+    policy = np.array(admissible[start:start + 4], np.int32)
+    drafter = adversarial.AdversarialDrafter(
+        model=model_drafter.model, num_draft_tokens=3, policy=policy, law=np.array([0, 3, 1, 0], np.int32))
+    conformance.check_drafter(drafter, params, vocab_size=VOCAB)
+
+
+def test_the_suite_fails_on_a_drafter_that_looks_at_the_drawn_token():
+  model_drafter, params = build_drafter('ModelDrafter')
+  peeking = adversarial.AdversarialDrafter(
+      model=model_drafter.model, num_draft_tokens=3, policy=np.full(4, adversarial.Policy.PEEK, np.int32),
+      law=np.zeros(4, np.int32))
+  with pytest.raises(AssertionError, match='depends on the token drawn'):
+    conformance.check_drafter(peeking, params, vocab_size=VOCAB)
+
+
+def test_the_suite_fails_on_a_drafter_that_goes_stale():
+
+  @struct.dataclass(kw_only=True)
+  class Stale(drafters.ModelDrafter):
+
+    def commit(self, params, state, *, tokens, length, verdict, target_output):
+      return self.model.rewind(state, length - 1)
+
+  model_drafter, params = build_drafter('ModelDrafter')
+  stale = Stale(model=model_drafter.model, num_draft_tokens=3)
+  with pytest.raises(AssertionError, match='stale'):
+    conformance.check_drafter(stale, params, vocab_size=VOCAB)
+
+
+@pytest.mark.parametrize('goal', [
+    lambda rule, params, inputs: types.Goal(inputs.target_log_probs + 0.1, jnp.float32(1)),
+    lambda rule, params, inputs: types.Goal(inputs.target_log_probs, jnp.float32(2)),
+    lambda rule, params, inputs: types.Goal(jnp.log(jnp.exp(inputs.target_log_probs) * jnp.nan), jnp.float32(1))])
+def test_the_suite_fails_on_a_rule_whose_goal_is_no_law(goal):
+  wrong = python_types.new_class('Wrong', (rules.Lossless,), exec_body=lambda body: body.update(__call__=goal))
+  with pytest.raises(AssertionError):
+    conformance.check_rule(struct.dataclass(wrong)())
