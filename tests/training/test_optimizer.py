@@ -65,10 +65,14 @@ def test_query_scale_shrinks_the_steps_of_query_projections_only():
   assert ratios == {'layer': {'query': {'kernel': 0.25}, 'key': {'kernel': 1.0}, 'query_norm': {'scale': 1.0}}}
 
 
-@pytest.mark.parametrize('model, count', [('gemma_target', 6), ('t5_target', 9), ('t5_drafter', 3)])
-def test_every_attention_of_the_built_in_models_has_its_queries_found(model, count):
-  params = jax.eval_shape(builtin.make_model(builtin.MODELS[model]).init, jax.random.key(0))
-  assert sum(jax.tree.leaves(optimizers.query_mask(params))) == count
+@pytest.mark.parametrize('name', builtin.MODELS)
+def test_every_attention_of_the_built_in_models_has_its_queries_found(name):
+  spec = builtin.MODELS[name]
+  params = jax.eval_shape(builtin.make_model(spec).init, jax.random.key(0))
+  attentions = (
+      spec.config.num_layers if spec.kind == 'decoder-only'
+      else spec.config.num_encoder_layers + 2 * spec.config.num_decoder_layers)
+  assert sum(jax.tree.leaves(optimizers.query_mask(params))) == attentions
 
 
 @pytest.mark.parametrize('change', [
