@@ -1,8 +1,10 @@
 """Every rule and every drafter that the packages export passes its conformance suite."""
 
 import types as python_types
+from typing import Any, ClassVar
 
 from flax import struct
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -27,7 +29,6 @@ def build_rule(name):
 def build_drafter(name):
   """(drafter, its parameters)."""
   model = toy.ToyLM(vocab_size=VOCAB, memory=4)
-  import jax
   params = model.init(jax.random.key(2))
   if name == 'ModelDrafter':
     return drafters.ModelDrafter(model=model, num_draft_tokens=3), params
@@ -44,6 +45,26 @@ def test_rule(name):
 @pytest.mark.parametrize('name', rules.__all__)
 def test_joint_law_of_a_rule(name):
   conformance.check_rule_law(build_rule(name))
+
+
+@struct.dataclass(kw_only=True)
+class TruncatedMixture:
+  """A rule of the other kind: it mixes laws that are already truncated, and its goal is final."""
+
+  share: Any
+  truncates: ClassVar[str] = 'inputs'
+  needs_drafter_law: ClassVar[bool] = True
+  knobs: ClassVar[tuple[str, ...]] = ('share',)
+
+  def __call__(self, params, inputs):
+    share = jnp.asarray(self.share, inputs.target_log_probs.dtype)
+    return types.Goal(jnp.log(
+        share * jnp.exp(inputs.target_log_probs) + (1 - share) * jnp.exp(inputs.drafter_log_probs)), share)
+
+
+def test_a_rule_that_reads_truncated_laws_is_not_truncated_again():
+  conformance.check_rule(TruncatedMixture(share=0.5), values=(0.0, 0.3, 1.0))
+  conformance.check_rule_law(TruncatedMixture(share=0.3))
 
 
 @pytest.mark.parametrize('name', drafters.__all__)

@@ -290,6 +290,35 @@ def test_nothing_follows_an_eos_accepted_inside_a_block(pair):
       assert found.stats.target_calls[i] == math.ceil(len(expected) / (K + 1))
 
 
+def test_log_probs_are_the_targets_own(pair):
+  """At temperature 1 and without bias or filters, whatever the sampling parameters: against the uncached pass."""
+  found = decoded(toy_decoder(pair), pair.params, arrays(MIXED))
+  logits = oracles.toy_forward(pair.target, pair.params['target'])(
+      types.TrainingBatch(found.tokens, None, None, None, None))
+  for i, (start, stop) in enumerate(zip(found.prompt_length, found.length)):
+    before = logits[i, start - 1:stop - 1]
+    expected = before[np.arange(stop - start), found.tokens[i, start:stop]] - np.log(np.exp(before).sum(axis=1))
+    np.testing.assert_allclose(found.log_probs[i, start:stop], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize('broken, status', [
+    ('target', types.Status.NONFINITE), ('drafter', types.Status.NONFINITE_DRAFTER)])
+def test_a_broken_row_stops_and_says_whose_logits_they_were(pair, broken, status):
+  """Token 6 is poison in one model's table and stands in one prompt; nobody may draw it."""
+  table = np.array(pair.params[broken]['table'])
+  table[:, 6] = np.nan
+  params = pair.params | {broken: pair.params[broken] | {'table': table}}
+  batch = arrays([
+      request((1, 6), 9), request((3,), 12, temperature=0.0), request((5, 0, 1), 7, top_k=3), request((2, 2, 4), 15)])
+  allowed = np.ones((4, V), bool)
+  allowed[:, 6] = False
+  batch = batch.replace(sampling=batch.sampling.replace(allowed_tokens=allowed))
+  healthy = decoded(toy_decoder(pair), pair.params, batch)
+  found = decoded(toy_decoder(pair), params, batch)
+  assert found.status[0] == status and found.length[0] == found.prompt_length[0]
+  assert rows(found)[1:] == rows(healthy)[1:]
+
+
 @pytest.mark.parametrize('rule', ['Lossless', 'Chow', 'TokenV3'])
 def test_a_sweep_over_thresholds_and_temperatures_is_one_executable(pair, rule):
   run.clear()

@@ -89,6 +89,8 @@ CASES = {
         requests=requests(*PLAIN[:7], vocab_size=4, limits=(4, 3, 5), eos=((), (3,)), encoder=True)),
     'lossless, drafter equals target': Case(
         vocab_size=3, num_draft_tokens=2, drafter='self', requests=requests(*FEW, vocab_size=3, limits=(4,), eos=((), (0,)))),
+    'lossless, bonus option without effect': Case(
+        vocab_size=2, num_draft_tokens=1, bonus='target', requests=requests(*FEW[:3], vocab_size=2, limits=(4,))),
     'lossless, draft caps 0 to 3': Case(
         vocab_size=2, num_draft_tokens=3, has_cap=True, vary=(0, 1, 2, 3),
         requests=requests(*FEW[1:], vocab_size=2, limits=(5, 4), eos=((), (1,)))),

@@ -6,6 +6,7 @@ is 1e-6; its chance to miss a joint law at total variation 0.005 is at most 1 %,
 
 import itertools
 
+import jax
 import numpy as np
 import pytest
 
@@ -119,7 +120,7 @@ def test_no_row_meets_a_round_start_twice(setting):
   state = run.prefill(decoder, pair.params, requests, capacity=32)
   seen, keys = set(), None
   while True:
-    found, key = run.collect(state), np.asarray(_key_data(state.key))
+    found, key = run.collect(state), np.asarray(jax.random.key_data(state.key))
     live = np.flatnonzero(found.status == types.Status.RUNNING)
     if not live.size:
       break
@@ -129,7 +130,3 @@ def test_no_row_meets_a_round_start_twice(setting):
     state = run.step(decoder, pair.params, state)
   assert len(seen) == found.stats.steps.sum() == found.stats.target_calls.sum()
 
-
-def _key_data(key):
-  import jax
-  return jax.random.key_data(key)
