@@ -198,7 +198,8 @@ def _limit(rows, run, decode_seconds):
   per_pass = _per_pass(rows, decode_seconds)
   if not costs or 'machine' not in run or not per_pass:
     return None
-  machine = timing.Machine(**run['machine'])
+  measured = run['machine']
+  machine = timing.Machine(tuple(map(tuple, measured['bandwidths'])), measured['flops'])
   context = np.mean([row['prompt_tokens'][0] + row['choices'][0]['new_tokens'][0] / 2 for row in rows])
   role = methods_lib.lookup(first['method']).model
   limit = timing.round_limit(

@@ -18,15 +18,14 @@ from specjax.metrics import efficiency
 from specjax.metrics import statistics
 
 # Okabe and Ito's colours, told apart with every common colour blindness; the marker says it again.
-# `label` places the knob's value beside the ends of a curve: offset in points, alignment.
 STYLE = {
     'autoregressive': dict(color='#222222', marker='s', size=8),
     'autoregressive_drafter': dict(color='#7a7a7a', marker='D', size=7.5),
     'speculative': dict(color='#0072B2', marker='*', size=15),
-    'cascade_chow': dict(color='#D55E00', marker='o', size=6, label=((0, -14), 'center')),
-    'cascade_token_v3': dict(color='#009E73', marker='^', size=6.5, label=((-5, 7), 'right')),
+    'cascade_chow': dict(color='#D55E00', marker='o', size=6),
+    'cascade_token_v3': dict(color='#009E73', marker='^', size=6.5),
 }
-_OTHER = dict(color='#CC79A7', marker='v', size=6.5, label=((7, 5), 'left'))
+_OTHER = dict(color='#CC79A7', marker='v', size=6.5)
 
 _LOOK = {
     'font.family': 'DejaVu Sans', 'font.size': 10, 'axes.titlesize': 11, 'axes.titleweight': 'bold',
@@ -37,6 +36,10 @@ _LOOK = {
     'figure.facecolor': 'white', 'savefig.facecolor': 'white', 'svg.hashsalt': 'specjax', 'text.parse_math': False,
 }
 _PNG_DPI = 180
+# Where a label may stand, points from its marker, the best places first.
+_LABEL_OFFSETS = ((0, 13), (0, -13), (-18, 0), (18, 0), (-15, 11), (15, 11), (-15, -11), (15, -11), (0, 18), (0, -18))
+# Closer than this (points), the ends of a curve share one label.
+_SAME_PLACE = 30
 
 
 def look():
@@ -132,14 +135,21 @@ def quality_latency(every, directory, *, name, caption):
         len(settings(shown)), width=5.6, height=4.2, title=f'{shown[0].pair}: quality against latency')
     for axis, setting in zip(axes, settings(shown), strict=True):
       _quality_panel(axis, [s for s in shown if s.setting == setting])
-    _share_limits(axes)
+    _share_limits(axes, shown)
+    figure.draw_without_rendering()  # Only now is it known where a point lies on the page.
+    for axis, setting in zip(axes, settings(shown), strict=True):
+      _label_ends(axis, [s for s in shown if s.setting == setting])
     finish(figure, caption, handles=_handles(shown), columns=3)
     return write_figure(figure, directory, name, [_quality_datum(s) for s in shown])
 
 
-def _share_limits(axes):
-  """Gives all panels the same ranges, room for the region where speculation loses, and no quality above 1."""
-  x = (min(a.get_xlim()[0] for a in axes), max(a.get_xlim()[1] for a in axes))
+def _share_limits(axes, shown):
+  """Gives all panels the same ranges, room for the region where speculation loses, and no quality above 1.
+
+  A whisker may leave the panel: one noisy interval would squeeze everything else.
+  """
+  latest = max(s.relative_latency.estimate for s in shown)
+  x = (min(a.get_xlim()[0] for a in axes), min(max(a.get_xlim()[1] for a in axes), 1.25 * latest))
   y = (min(a.get_ylim()[0] for a in axes), max(a.get_ylim()[1] for a in axes))
   is_rate = y[1] < 1.2
   for axis in axes:
@@ -180,10 +190,45 @@ def _quality_curve(axis, method, points):
                 zorder=2)
   axis.plot(x, y, color=look_of['color'], linewidth=1.8 if len(points) > 1 else 0, marker=look_of['marker'],
             markersize=look_of['size'], markeredgecolor='white', markeredgewidth=0.8, zorder=on_top)
-  offset, alignment = look_of.get('label', _OTHER['label'])
-  for point in (points[0], points[-1]) if len(points) > 1 else ():
-    axis.annotate(f'{point.knob_value:g}', (point.relative_latency.estimate, point.quality.estimate), xytext=offset,
-                  textcoords='offset points', ha=alignment, fontsize=8, color=look_of['color'], zorder=5)
+
+
+def _label_ends(axis, series):
+  """Writes the knob's value beside both ends of each curve, where it covers least of markers, lines and other labels."""
+  pixels = axis.figure.dpi / 72
+  frame = axis.get_window_extent()
+  place = lambda s: axis.transData.transform((s.relative_latency.estimate, s.quality.estimate))
+  box = lambda x, y, width, height: (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+  curves = {}
+  for one in series:
+    if one.knob_value is not None:
+      curves.setdefault((one.method, one.num_draft_tokens), []).append(one)
+  curves = {key: sorted(points, key=lambda s: s.knob_value) for key, points in curves.items()}
+  taken = [box(*place(s), 13 * pixels, 13 * pixels) for s in series]
+  for points in curves.values():
+    for start, stop in zip(map(place, points[:-1]), map(place, points[1:]), strict=True):
+      taken += [box(*(start + step * (stop - start)), 5 * pixels, 5 * pixels) for step in (0.2, 0.35, 0.5, 0.65, 0.8)]
+  for (method, _), points in curves.items():
+    first, last = points[0], points[-1]
+    labels = [(first, f'{first.knob_value:g}'), (last, f'{last.knob_value:g}')][:len(points)]
+    if len(points) > 1 and abs(place(first) - place(last)).max() < _SAME_PLACE * pixels:
+      labels = [(last, f'{first.knob_value:g}\u2013{last.knob_value:g}')]
+    for point, text in labels:
+      x, y = place(point)
+      boxes = [box(x + dx * pixels, y + dy * pixels, 6.5 * len(text) * pixels, 10 * pixels) for dx, dy in _LABEL_OFFSETS]
+      covered = [sum(_overlap(one, other) for other in taken) if _inside(one, frame) else float('inf') for one in boxes]
+      best = covered.index(min(covered))
+      taken.append(boxes[best])
+      axis.annotate(text, (point.relative_latency.estimate, point.quality.estimate), xytext=_LABEL_OFFSETS[best],
+                    textcoords='offset points', ha='center', va='center', fontsize=8, color=style(method)['color'],
+                    zorder=6)
+
+
+def _inside(box, frame):
+  return box[0] >= frame.x0 and box[1] >= frame.y0 and box[2] <= frame.x1 and box[3] <= frame.y1
+
+
+def _overlap(a, b):
+  return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
 
 
 def _handles(every):

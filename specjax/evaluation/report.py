@@ -113,7 +113,7 @@ def _figures(directory, every, run):
     paths.append(plots.acceptance_by_position(
         mine, directory, name=f'acceptance_by_position-{_slug(pair)}',
         caption=base + ' Bands: 95 % Wilson intervals. Dotted: what independent acceptances would give (a to the power '
-        'of the position).'))
+        'of the position); a round that the end of a text cuts counts as not accepted behind the cut.'))
   return [path for path in paths if path is not None]
 
 
@@ -131,7 +131,7 @@ def caption(series, run):
            f'K = {listed(s.num_draft_tokens for s in series if s.drafts)}' if any(s.drafts for s in series) else None,
            f'{first.prompts} prompts x {first.repeats} repeat{"s" if first.repeats > 1 else ""}',
            f'commit {commit[:9]}{dirty}' if commit else None]
-  return table.printable(', '.join(part for part in parts if part) + '.')
+  return table.printable(' · '.join(part for part in parts if part) + '.')
 
 
 def _facts(directory, rows, run, every, figures, text, damage):

@@ -9,11 +9,28 @@ import jax
 import jax.numpy as jnp
 
 
-class Machine(NamedTuple):
-  """What the device was measured to do: `bandwidth` bytes/s of a matrix-vector product, `flops` 1/s of a matrix product."""
+MATRIX_BYTES = tuple(2**power for power in (18, 20, 22, 24, 26, 28))
 
-  bandwidth: float
+
+class Machine(NamedTuple):
+  """What the device was measured to do.
+
+  Attributes:
+    bandwidths: ((bytes, bytes/s), ...) of matrix-vector products over matrices of growing size: what fits in a cache is
+      read faster than main memory.
+    flops: 1/s, of a matrix product.
+  """
+
+  bandwidths: tuple[tuple[int, float], ...]
   flops: float
+
+  def bandwidth(self, size):
+    """bytes/s at which `size` bytes can be read at best: the highest rate over the largest matrix no larger, or beyond.
+
+    Beyond, because small products are slowed down by the call itself.
+    """
+    first = max([number for number, (measured, _) in enumerate(self.bandwidths) if measured <= size], default=0)
+    return max(rate for _, rate in self.bandwidths[first:])
 
 
 class StepCost(NamedTuple):
@@ -55,28 +72,30 @@ def _best(function, *args, repeats):
   return min(timed(function, *args)[1] for _ in range(repeats))
 
 
-def measure_machine(*, matrix_bytes=256 * 2**20, width=1024, repeats=5):
+def measure_machine(*, sizes=MATRIX_BYTES, width=1024, repeats=5):
   """The `Machine` this process runs on: best of `repeats` after a warm-up.
 
   Args:
-    matrix_bytes: size of the float32 matrix of the matrix-vector product; larger than the last-level cache.
+    sizes: bytes of the float32 matrices of the matrix-vector products, ascending.
     width: side of the square float32 matrices of the matrix product.
     repeats: timed calls of each.
   """
-  columns = 4096
-  rows = max(1, int(matrix_bytes) // (4 * columns))
+  columns = 1024
   product = jax.jit(jnp.matmul)
-  seconds = _best(product, jnp.ones((rows, columns)), jnp.ones((columns,)), repeats=repeats)
-  bandwidth = 4.0 * rows * columns / seconds
+  bandwidths = []
+  for size in sizes:
+    rows = max(1, int(size) // (4 * columns))
+    seconds = _best(product, jnp.ones((rows, columns)), jnp.ones((columns,)), repeats=repeats)
+    bandwidths.append((4 * rows * columns, 4.0 * rows * columns / seconds))
   square = jnp.ones((width, width))
   seconds = _best(product, square, square, repeats=repeats)
-  return Machine(bandwidth=bandwidth, flops=2.0 * width**3 / seconds)
+  return Machine(bandwidths=tuple(bandwidths), flops=2.0 * width**3 / seconds)
 
 
 def pass_limit(cost: StepCost, machine: Machine, *, width=1):
   """Seconds that one pass over `width` tokens per row takes at least: the larger of its bytes' and operations' time."""
-  reading = (cost.weight_bytes + cost.cache_bytes) / machine.bandwidth
-  return max(reading, width * cost.flops / machine.flops)
+  size = cost.weight_bytes + cost.cache_bytes
+  return max(size / machine.bandwidth(size), width * cost.flops / machine.flops)
 
 
 def round_limit(target: StepCost, drafter: StepCost | None, machine: Machine, *, num_draft_tokens):

@@ -63,7 +63,7 @@ class FakeRunner:
             'drafter': cost | {'weight_bytes': 4e5, 'flops_per_token': 2e5}}
 
   def machine(self):
-    return timing.Machine(bandwidth=1e10, flops=5e10)
+    return timing.Machine(bandwidths=((2**20, 1e10),), flops=5e10)
 
   def compile_log(self):
     return tuple(self._log)

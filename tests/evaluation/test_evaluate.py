@@ -53,7 +53,7 @@ def test_run_json_says_what_was_measured(tmp_path):
   assert {'git', 'versions', 'chip', 'xla', 'prng'} <= session.keys()
   assert run['pairs']['gemma']['checkpoint_sha256'] == 'cd'
   assert run['prompt_sets']['synthetic']['prompts'] == 8
-  assert run['machine']['bandwidth'] == 1e10
+  assert run['machine']['bandwidths'] == [[2**20, 1e10]]
 
 
 def test_questions_are_kept_in_spec_bench_format(tmp_path):

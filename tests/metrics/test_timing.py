@@ -7,7 +7,7 @@ import pytest
 
 from specjax.metrics import timing
 
-MACHINE = timing.Machine(bandwidth=10e9, flops=100e9)
+MACHINE = timing.Machine(bandwidths=((2**18, 50e9), (2**20, 10e9)), flops=100e9)
 TARGET = timing.StepCost(weight_bytes=4e6, cache_bytes=1e6, flops=2e6)
 DRAFTER = timing.StepCost(weight_bytes=4e5, cache_bytes=1e5, flops=2e5)
 
@@ -18,8 +18,17 @@ def test_a_narrow_pass_is_bound_by_bytes_and_a_wide_one_by_operations():
 
 
 def test_a_round_is_k_drafter_passes_and_one_target_pass():
-  assert timing.round_limit(TARGET, DRAFTER, MACHINE, num_draft_tokens=4) == pytest.approx(5e-4 + 4 * 5e-5)
+  assert timing.round_limit(TARGET, DRAFTER, MACHINE, num_draft_tokens=4) == pytest.approx(5e-4 + 4 * 1e-5)
   assert timing.round_limit(TARGET, None, MACHINE, num_draft_tokens=0) == pytest.approx(5e-4)
+
+
+def test_what_fits_in_a_cache_is_read_at_the_cache_s_rate():
+  assert [MACHINE.bandwidth(size) for size in (1, 2**18, 2**20 - 1, 2**20, 2**40)] == [50e9, 50e9, 50e9, 10e9, 10e9]
+
+
+def test_small_products_slowed_by_the_call_do_not_lower_the_limit():
+  machine = timing.Machine(bandwidths=((2**18, 1e9), (2**20, 30e9), (2**28, 10e9)), flops=1.0)
+  assert [machine.bandwidth(size) for size in (2**18, 2**20, 2**28)] == [30e9, 30e9, 10e9]
 
 
 def test_percent_of_limit():
@@ -42,5 +51,6 @@ def test_timed_returns_ready_outputs_and_seconds():
 
 
 def test_machine_is_measured():
-  machine = timing.measure_machine(matrix_bytes=2**20, width=64, repeats=2)
-  assert machine.bandwidth > 1e6 and machine.flops > 1e6
+  machine = timing.measure_machine(sizes=(2**16, 2**20), width=64, repeats=2)
+  assert [size for size, _ in machine.bandwidths] == [2**16, 2**20]
+  assert machine.bandwidth(2**20) > 1e6 and machine.flops > 1e6
