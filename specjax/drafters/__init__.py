@@ -2,5 +2,6 @@
 
 from specjax.drafters.model import ModelDrafter
 from specjax.drafters.none import NoDrafter
+from specjax.drafters.stopping import Entropy, MaxProbability, Survival
 
-__all__ = ['ModelDrafter', 'NoDrafter']
+__all__ = ['Entropy', 'MaxProbability', 'ModelDrafter', 'NoDrafter', 'Survival']

@@ -177,10 +177,12 @@ class Decoder(nn.Module):
       self.head = layers.Projection(config.vocab_size, self.dtype, self.param_dtype)
 
   def __call__(
-      self, tokens: jax.Array, positions: jax.Array, attends: list[Attend]
+      self, tokens: jax.Array, positions: jax.Array, attends: list[Attend], logits_at: jax.Array | None = None
   ) -> tuple[types.LMOutput, list[Any]]:
-    """Output of all tokens int32[B, T], and what each layer's `Attend` kept."""
+    """Output of all tokens int32[B, T] or of index `logits_at` int32[B], and what each layer's `Attend` kept."""
     hidden, kept = self.encode(tokens, positions, attends)
+    if logits_at is not None:
+      hidden = jnp.take_along_axis(hidden, logits_at[:, None, None], axis=1)
     if self.config.tied_head:
       logits = self.embedder.logits(hidden)
     else:
@@ -257,7 +259,8 @@ class DecoderLM:
     return types.Prefill(hidden=hidden if self.return_hidden else None), kv_cache.KVCache(length=length, layers=filled)
 
   def extend(
-      self, params: Any, cache: kv_cache.KVCache, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN
+      self, params: Any, cache: kv_cache.KVCache, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN,
+      logits_at: jax.Array | None = None,
   ) -> tuple[types.LMOutput, kv_cache.KVCache]:
     """Feeds the first `count` of `tokens` at each row's end; see `LanguageModel.extend`.
 
@@ -277,7 +280,7 @@ class DecoderLM:
       return attend
 
     attends = [attend_of(layer) for layer in cache.layers]
-    output, filled = self.network.apply({'params': params}, tokens, block.positions, attends)
+    output, filled = self.network.apply({'params': params}, tokens, block.positions, attends, logits_at)
     return output, kv_cache.KVCache(length=cache.length + count, layers=tuple(filled))
 
   def length(self, cache: kv_cache.KVCache) -> jax.Array:

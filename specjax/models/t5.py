@@ -65,10 +65,12 @@ class T5Network(nn.Module):
     encoded = self.encoder(self.token_embedder(tokens), segments)
     return encoded, self.decoder.cross_keys_values(encoded)
 
-  def decode(self, tokens, *, attend_self, cross, cross_mask):
-    """`LMOutput` of decoder tokens [B, T]; see `t5_layers.Decoder`."""
+  def decode(self, tokens, *, attend_self, cross, cross_mask, logits_at=None):
+    """`LMOutput` of decoder tokens [B, T], or of index `logits_at` [B] alone; see `t5_layers.Decoder`."""
     hidden = self.decoder(
         self.token_embedder(tokens), attend_self=attend_self, cross=cross, cross_mask=cross_mask)
+    if logits_at is not None:
+      hidden = jnp.take_along_axis(hidden, logits_at[:, None, None], axis=1)
     scaled = hidden * self.config.embed_dim**-0.5 if self.config.scale_logits else hidden
     if self.config.tied_head:
       logits = self.token_embedder.attend(scaled)
@@ -92,7 +94,7 @@ class T5Network(nn.Module):
     return self.decode(batch.tokens, attend_self=attend_self, cross=cross, cross_mask=cross_mask)
 
 
-  def extend(self, cache, tokens, *, count, layout):
+  def extend(self, cache, tokens, *, count, layout, logits_at):
     """`LMOutput` of tokens [B, T] fed behind each row of a `T5Cache`, and the cache with them."""
     block = kv_cache.create_block(cache.length, count, tokens.shape[1], layout)
     bias = functools.partial(t5_layers.position_bias, self.decoder.relative_bias())
@@ -102,7 +104,8 @@ class T5Network(nn.Module):
       cached[layer] = kv_cache.append(cached[layer], block, keys, values)
       return kv_cache.attend(cached[layer], block, queries, bias=bias)
 
-    output = self.decode(tokens, attend_self=attend_self, cross=cache.cross, cross_mask=cache.cross_mask)
+    output = self.decode(
+        tokens, attend_self=attend_self, cross=cache.cross, cross_mask=cache.cross_mask, logits_at=logits_at)
     return output, cache.replace(self_attention=kv_cache.KVCache(length=cache.length + count, layers=tuple(cached)))
 
 
@@ -198,10 +201,12 @@ class T5LM:
     return types.Prefill(hidden=hidden, encoder_hidden=encoded), cache
 
   def extend(
-      self, params: Any, cache: T5Cache, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN
+      self, params: Any, cache: T5Cache, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN,
+      logits_at: jax.Array | None = None,
   ) -> tuple[types.LMOutput, T5Cache]:
     """Feeds the first `count` int32[B] of decoder `tokens` int32[B, T]; `hidden` is what the final norm returns."""
-    return self.network.apply({'params': params}, cache, tokens, count=count, layout=layout, method=T5Network.extend)
+    return self.network.apply(
+        {'params': params}, cache, tokens, count=count, layout=layout, logits_at=logits_at, method=T5Network.extend)
 
   def length(self, cache: T5Cache) -> jax.Array:
     """int32[B], decoder tokens that each row covers."""

@@ -59,11 +59,13 @@ class ToyLM:
     encoder = self._encode(params, prompt.encoder_tokens, mask, prompt.tokens.shape[0])
     return types.Prefill(), ToyCache(tokens, prompt.length - 1, encoder)
 
-  def extend(self, params, cache, tokens, *, count, layout=types.CHAIN):
+  def extend(self, params, cache, tokens, *, count, layout=types.CHAIN, logits_at=None):
     del layout
     stored = commit.append(
         cache.tokens, tokens, length=cache.length, count=jnp.full_like(cache.length, tokens.shape[1]))
     position = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    if logits_at is not None:
+      position = jnp.take_along_axis(position, logits_at[:, None], axis=1)
     logits = self._logits(params, stored, cache.encoder, position)
     return types.LMOutput(logits), ToyCache(stored, cache.length + count, cache.encoder)
 

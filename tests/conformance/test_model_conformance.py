@@ -62,8 +62,8 @@ class Forgetful(toy.ToyLM):
 class Nosy(toy.ToyLM):
   """Its logits depend on the first tokens of all rows."""
 
-  def extend(self, params, cache, tokens, *, count, layout=types.CHAIN):
-    output, cache = super().extend(params, cache, tokens, count=count, layout=layout)
+  def extend(self, params, cache, tokens, *, count, **options):
+    output, cache = super().extend(params, cache, tokens, count=count, **options)
     return types.LMOutput(output.logits + 1e-5 * jnp.sum(cache.tokens[:, 0]).astype(output.logits.dtype)), cache
 
 
@@ -71,8 +71,8 @@ class Nosy(toy.ToyLM):
 class Greedy(toy.ToyLM):
   """Sees one token past the block's causal boundary."""
 
-  def extend(self, params, cache, tokens, *, count, layout=types.CHAIN):
-    output, cache = super().extend(params, cache, tokens, count=count, layout=layout)
+  def extend(self, params, cache, tokens, *, count, **options):
+    output, cache = super().extend(params, cache, tokens, count=count, **options)
     return types.LMOutput(output.logits + 0.01 * jnp.roll(tokens, -1, axis=1)[:, :, None].astype(output.logits.dtype)), cache
 
 

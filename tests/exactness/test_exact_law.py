@@ -264,3 +264,47 @@ def test_oracle_of_another_knob_is_told_apart(x64):
   for goal in (oracles.lossless_goal, oracles.token_v3_goal(0.3)):
     found = exactness.compare(joint, oracle, num_draft_tokens=2, goal=goal)
     assert max(one.law for one in found) > 1e-3
+
+
+def random_case(case, seed):
+  """The case with other prompts, parameters, limits and EOS of the same shapes, so that nothing compiles anew."""
+  random = np.random.RandomState(seed)
+
+  def warp(old):
+    bias = None if old.logit_bias is None else tuple(random.uniform(-2, 2, case.vocab_size).tolist())
+    allowed = None
+    if old.allowed_tokens is not None:
+      kept = random.rand(case.vocab_size) < 0.6
+      kept[random.randint(case.vocab_size)] = True
+      allowed = tuple(kept.tolist())
+    return W(
+        temperature=float(random.choice([0.0, 0.3, 0.8, 1.0, 1.4, 2.0])), top_k=int(random.randint(case.vocab_size + 1)),
+        top_p=float(random.choice([1.0, random.uniform(0.2, 1)])), min_p=float(random.choice([0.0, random.uniform(0, 0.7)])),
+        logit_bias=bias, allowed_tokens=allowed)
+
+  def tokens(old):
+    return None if old is None else tuple(random.randint(0, case.vocab_size, len(old)).tolist())
+
+  changed = [dataclasses.replace(
+      one, prompt=tokens(one.prompt), encoder=tokens(one.encoder), eos_ids=tokens(one.eos_ids), warp=warp(one.warp),
+      max_new_tokens=int(random.randint(1, one.max_new_tokens + 1)) if one.max_new_tokens else 0) for one in case.requests]
+  # The longest stays as it is: capacity is a shape.
+  longest = max(range(len(changed)), key=lambda i: case.requests[i].max_new_tokens)
+  changed[longest] = dataclasses.replace(changed[longest], max_new_tokens=case.requests[longest].max_new_tokens)
+  vary = case.vary if case.has_cap or case.vary == (None,) else tuple(random.uniform(-0.1, 1.1, 2).tolist())
+  return dataclasses.replace(case, requests=changed, vary=vary, seed=seed)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize('name', CASES)
+def test_joint_law_of_random_configurations(name, x64):
+  """Five times as many configurations, at a random point of the cells."""
+  case, counted = CASES[name], 0
+  breaks = [adversarial.policy_breaks(policy) for policy, _ in POLICIES] if case.drafter == 'adversarial' else ()
+  enumerator = enumeration.Enumerator(rows=case.rows, policy_breaks=breaks)
+  for seed in range(100, 105):
+    other = random_case(case, seed)
+    found = discrepancies(other, at=float(np.random.RandomState(seed).uniform(0.01, 0.99)), enumerator=enumerator)
+    assert_exact(found)
+    counted += len(found)
+  print(f'{name}: {counted} configurations')
