@@ -85,7 +85,7 @@ def compiled(name, decoder, *args, **static):
   traced = prefix + args
   structure = jax.tree.structure(decoder)
   leaves, treedef = jax.tree.flatten(traced)
-  key = (name, structure, treedef, tuple(map(_signature, leaves)), tuple(sorted(static.items())))
+  key = (name, structure, treedef, tuple(map(_signature, leaves)), tuple(sorted(static.items())), _settings())
   if key not in _EXECUTABLES:
     _EXECUTABLES[key] = _compile(name, structure, traced, static, leaves)
   return _EXECUTABLES[key]
@@ -126,7 +126,16 @@ def _as_array(leaf):
 
 
 def _signature(leaf):
-  return (jnp.shape(leaf), jnp.result_type(leaf), getattr(leaf, 'weak_type', False), getattr(leaf, 'sharding', None))
+  # An array that nobody has placed goes where a numpy array goes: one executable for both.
+  sharding = leaf.sharding if getattr(leaf, 'committed', False) else None
+  return (jnp.shape(leaf), jnp.result_type(leaf), getattr(leaf, 'weak_type', False), sharding)
+
+
+def _settings():
+  """The settings of jax that change what is compiled."""
+  return (
+      jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision, jax.config.jax_debug_nans,
+      jax.config.jax_numpy_dtype_promotion)
 
 
 def _prefill(structure, decoder_leaves, params, requests, *, capacity):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import linen as nn
 from flax import struct
@@ -126,6 +126,8 @@ class T5LM:
   def __post_init__(self):
     object.__setattr__(self, 'dtype', jnp.dtype(self.dtype))
     object.__setattr__(self, 'param_dtype', jnp.dtype(self.param_dtype))
+
+  max_extend: ClassVar[None] = None  # full caches: any width fits
 
   @property
   def vocab_size(self) -> int:

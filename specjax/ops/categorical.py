@@ -11,8 +11,9 @@ CHUNK = 512
 
 
 def cdf(probs):
-  """float[n], the running sum of `probs` float[n] that the draw compares with."""
-  return jnp.cumsum(probs)
+  """float[n], the running sum of `probs` float[n] that the draw compares with; it rises exactly where there is mass."""
+  # A parallel sum rounds each prefix by itself: it may rise by an ulp at an entry without mass, which could then be drawn.
+  return lax.cummax(jnp.where(probs > 0, jnp.cumsum(probs), 0))
 
 
 def draw(uniforms, log_probs):

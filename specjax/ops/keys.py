@@ -13,6 +13,9 @@ import jax.numpy as jnp
 from specjax.core import types
 
 
+IMPLEMENTATION = 'threefry2x32'
+
+
 class Role(enum.IntEnum):
   """What a uniform is for; part of its address."""
 
@@ -26,10 +29,24 @@ def row_keys(seed, example_id, sample_index):
   """key[B] of each row from uint32[B] seed, example id and sample index."""
 
   def one(seed, example_id, sample_index):
-    key = jax.random.key(seed)
+    # Not the process's default generator: rbg, common on TPUs, gives a row other numbers under vmap, next to other rows.
+    key = jax.random.key(seed, impl=IMPLEMENTATION)
     return jax.random.fold_in(jax.random.fold_in(key, example_id), sample_index)
 
   return jax.vmap(one)(seed, example_id, sample_index)
+
+
+def phase_keys(key, phase):
+  """key[B] of rows that write their answer more than once: `phase` int32[B] counts from 0, where the key stays as it is.
+
+  Round starts are below 2^31, so a phase folded in as 2^32 - phase is no round of any other phase.
+  """
+
+  def one(key, phase):
+    folded = jax.random.fold_in(key, jnp.uint32(0) - phase.astype(jnp.uint32))
+    return jnp.where(phase == 0, key, folded)
+
+  return jax.vmap(one)(key, phase)
 
 
 def role_keys(key, round_start):

@@ -29,7 +29,9 @@ def adjust(logits, sampling):
   if sampling.logit_bias is not None:
     logits = logits + per_row(sampling.logit_bias.astype(logits.dtype), logits.ndim)
   if sampling.allowed_tokens is not None:
-    logits = jnp.where(per_row(sampling.allowed_tokens, logits.ndim), logits, -jnp.inf)
+    # A NaN or +inf stays where it is, on a forbidden token too: the model is broken, and the row must stop.
+    allowed = per_row(sampling.allowed_tokens, logits.ndim) | ~(logits < jnp.inf)
+    logits = jnp.where(allowed, logits, -jnp.inf)
   return logits
 
 

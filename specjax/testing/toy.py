@@ -4,7 +4,7 @@ A wrong cache slot, a stale token or a missed rewind changes the law, so enumera
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ class ToyLM:
   window: int = 0
   scale: float = 1.0
   has_encoder: bool = False
+  max_extend: ClassVar[None] = None  # every token is kept
 
   def init(self, key) -> Any:
     shape = (self.memory, self.vocab_size, self.vocab_size)
