@@ -26,6 +26,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+from specjax.checkpoints import durable
 from specjax.core import errors
 
 _STEP_NAME = re.compile(r'step_(\d{8,})')
@@ -61,7 +62,7 @@ class TrainingCheckpoints:
   def __init__(self, directory: str | os.PathLike, *, keep: int = 2):
     if keep < 1:
       raise errors.ParamError(what='number of checkpoints to keep', got=keep, expected='at least 1')
-    self._directory = pathlib.Path(directory)
+    self._directory = pathlib.Path(directory).absolute()  # Orbax refuses any other.
     self._keep = keep
     self._directory.mkdir(parents=True, exist_ok=True)
 
@@ -72,7 +73,7 @@ class TrainingCheckpoints:
       match = _STEP_NAME.fullmatch(entry.name)
       if match and entry.is_dir() and not entry.is_symlink():
         found.append(int(match.group(1)))
-      elif not entry.name.startswith('.tmp-'):
+      elif not durable.is_temporary(entry.name):
         logging.warning('%s: ignored, it is not a checkpoint', entry)
     return sorted(found)
 
@@ -80,9 +81,9 @@ class TrainingCheckpoints:
     """Writes `tree` and the JSON-able `metadata` as the checkpoint of `step`; returns its directory, already durable."""
     import orbax.checkpoint as ocp  # Two seconds of import that loading a model does not need.
 
-    for leftover in self._directory.glob('.tmp-*'):  # Of a process that was killed while saving.
-      shutil.rmtree(leftover)
-    temporary = self._directory / f'.tmp-{step}-{os.getpid()}'
+    durable.remove_leftovers(self._directory)  # Of a process that was killed while saving.
+    final = self._path(step)
+    temporary = durable.temporary_path(final)
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(tree, separator='.').items()}
     temporary.mkdir()
     with ocp.PyTreeCheckpointer() as checkpointer:
@@ -94,12 +95,11 @@ class TrainingCheckpoints:
         'metadata': metadata,
     }
     (temporary / 'manifest.json').write_text(_sealed(body))
-    _sync_tree(temporary)
-    final = self._path(step)
+    durable.sync_tree(temporary)
     if final.exists():  # Only a damaged one can be in the way: a valid one would have been resumed from.
       shutil.rmtree(final)
     os.rename(temporary, final)
-    _sync(self._directory)
+    durable.sync(self._directory)
     self._prune(step)
     return final
 
@@ -180,10 +180,10 @@ def save_safetensors(path: str | os.PathLike, params: Any, description: dict[str
     if not _is_finite(leaf):
       raise errors.CheckpointError(what=f'leaf {name}', got='NaN or infinity', expected='finite weights')
   tensors = {name: np.ascontiguousarray(leaf.astype(ml_dtypes.bfloat16)) for name, leaf in leaves.items()}
-  _replace(path, safetensors.numpy.save(tensors))
+  durable.replace(path, safetensors.numpy.save(tensors))
   total = sum(leaf.size for leaf in leaves.values())
   description = dict(description, sha256=sha256_file(path), num_parameters=total)
-  _replace(path.with_suffix('.json'), (json.dumps(description, indent=2, sort_keys=True) + '\n').encode())
+  durable.replace(path.with_suffix('.json'), (json.dumps(description, indent=2, sort_keys=True) + '\n').encode())
 
 
 def load_description(path: str | os.PathLike) -> dict[str, Any]:
@@ -301,25 +301,3 @@ def _check_leaves(got, expected, where, *, problems=()):
         what='checkpoint of another model', where=str(where), got='; '.join(problems),
         fix='check --model and the configuration it was trained with',
     )
-
-
-def _replace(path, content):
-  temporary = path.with_name(f'.tmp-{path.name}-{os.getpid()}')
-  temporary.write_bytes(content)
-  _sync(temporary)
-  os.replace(temporary, path)
-  _sync(path.parent)
-
-
-def _sync_tree(directory):
-  for path in directory.rglob('*'):
-    _sync(path)
-  _sync(directory)
-
-
-def _sync(path):
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Mapping
 
+from specjax.checkpoints import durable
+
 
 class MetricLog:
   """Appends to `metrics.jsonl` and, if asked, to TensorBoard event files in the same directory. A context manager.
@@ -20,12 +22,7 @@ class MetricLog:
     self._path = pathlib.Path(directory) / 'metrics.jsonl'
     self._path.parent.mkdir(parents=True, exist_ok=True)
     kept = [row for row in read_metrics(self._path) if row['step'] <= resume_step]
-    temporary = self._path.with_suffix('.tmp')
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(''.join(json.dumps(row) + '\n' for row in kept))
-      file.flush()
-      os.fsync(file.fileno())  # Before the rename: otherwise a power cut can leave an empty file in its place.
-    os.replace(temporary, self._path)
+    durable.replace(self._path, ''.join(json.dumps(row) + '\n' for row in kept).encode())
     self._writer = None
     if tensorboard:
       os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')

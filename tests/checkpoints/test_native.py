@@ -265,6 +265,25 @@ def test_a_failing_write_leaves_the_older_checkpoints(directory, monkeypatch):
   assert checkpoints.steps() == [2, 3] and not list(directory.glob('.tmp-*'))
 
 
+def test_a_relative_directory_is_as_good(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  checkpoints = native.TrainingCheckpoints('runs/checkpoints')
+  checkpoints.save(3, tree_of(3), {})
+  monkeypatch.chdir('/')
+  assert equal(checkpoints.restore_newest(tree_of(0))[1], tree_of(3))
+
+
+def test_what_another_process_is_writing_is_left_alone(directory):
+  owner = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE)
+  unfinished = directory / f'.tmp-{owner.pid}-step_00000003'
+  unfinished.mkdir()
+  native.TrainingCheckpoints(directory).save(4, tree_of(4), {})
+  assert unfinished.is_dir()
+  owner.communicate(b'\n')
+  native.TrainingCheckpoints(directory).save(5, tree_of(5), {})
+  assert not unfinished.exists()
+
+
 def kill_while_saving(directory, num_calls, num_times):
   script = pathlib.Path(__file__).parent / 'save_under_kill.py'
   process = subprocess.run(
