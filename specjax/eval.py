@@ -14,11 +14,11 @@ import os
 import sys
 
 from specjax import config
+from specjax.core import compilation_cache
 from specjax.core.errors import ConfigError
 from specjax.evaluation import evaluate
 from specjax.evaluation import interrupts
 from specjax.evaluation import listing
-from specjax.evaluation import provenance
 from specjax.evaluation import report
 from specjax.evaluation import runner
 
@@ -79,7 +79,7 @@ def sweep(verb, given):
   directory = resolved.arguments()['output_path']
   try:
     resolved.call(
-        operative_config=operative, compilation_cache=provenance.keep_compilation_cache(),
+        operative_config=operative, compilation_cache=compilation_cache.keep(),
         load_runner=runner.load_runner)
   except interrupts.Stopped as stopped:
     print(f'{stopped}; every row in {os.path.join(directory, "rows.jsonl")} is whole. '

@@ -9,6 +9,7 @@ import logging
 import sys
 
 from specjax import config
+from specjax.core import compilation_cache
 from specjax.pairs import recipe
 from specjax.training import stopping
 
@@ -32,6 +33,7 @@ def main(argv):
   if not sources['files']:
     sources['files'] = (DEFAULTS,)
   resolved = config.resolve(entry=recipe.train, provided=PROVIDED, **sources)
+  compilation_cache.keep()
   with stopping.StopRequest() as stop:
     complete = resolved.call(stop=stop, operative_config=resolved.operative())
   if not complete:
