@@ -22,18 +22,17 @@ FLAGS = dict(
     progress=False)
 
 
-def start(directory, **changes):
+def start(directory, *, cwd, **changes):
   flags = [f'--{name}={value}' for name, value in (FLAGS | changes).items()]
   return subprocess.Popen(
-      [sys.executable, '-m', 'specjax.train', f'--output_dir={directory}', *flags], cwd=ROOT, text=True,
-      env=dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu'), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+      [sys.executable, '-m', 'specjax.train', f'--output_dir={directory}', *flags], cwd=cwd, text=True,
+      env=dict(os.environ, PYTHONPATH=str(ROOT), JAX_PLATFORMS='cpu', XDG_CACHE_HOME=str(cwd / 'cache')), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 @pytest.mark.timeout(240)
 def test_sigterm_saves_exits_75_and_the_same_command_completes(tmp_path):
-  run_dir, export_dir = tmp_path / 'runs' / 'gemma_drafter', tmp_path / 'export'
-  export = export_dir / 'gemma' / 'drafter.safetensors'
-  first = start(tmp_path / 'runs', export_dir=export_dir)
+  run_dir, export = tmp_path / 'runs' / 'gemma_drafter', tmp_path / 'export' / 'gemma' / 'drafter.safetensors'
+  first = start('runs', cwd=tmp_path, export_dir='export')  # Relative: what people type.
   while first.poll() is None and not metric_log.read_metrics(run_dir / 'metrics.jsonl'):
     time.sleep(0.005)
   first.send_signal(signal.SIGTERM)
@@ -43,7 +42,9 @@ def test_sigterm_saves_exits_75_and_the_same_command_completes(tmp_path):
   [stopped_at] = native.TrainingCheckpoints(run_dir / 'checkpoints').steps()
   assert 1 <= stopped_at < STEPS
 
-  second = start(tmp_path / 'runs', export_dir=export_dir)
+  assert list((tmp_path / 'cache' / 'specjax' / 'xla').iterdir())  # The second process compiles nothing.
+
+  second = start('runs', cwd=tmp_path, export_dir='export')
   output, _ = second.communicate(timeout=120)
   assert second.returncode == 0, output
   assert f'at step {stopped_at}' in output

@@ -5,6 +5,7 @@ import pathlib
 from typing import Mapping, Sequence, TypeVar
 
 from specjax.checkpoints import native
+from specjax.core import checks
 from specjax.core import errors
 from specjax.pairs import builtin
 from specjax.pairs import packed_examples
@@ -13,6 +14,8 @@ from specjax.training import language_model
 from specjax.training import loop
 from specjax.training import optimizer
 from specjax.training import stopping
+
+MAX_EXAMPLES = 1 << 30
 
 _T = TypeVar('_T')
 
@@ -54,13 +57,21 @@ def train(
     operative_config: kept beside each model's checkpoints.
 
   Raises:
-    ConfigError: an unknown model, or `output_dir` holds a run of another configuration.
+    ConfigError: an unknown model, or `output_dir` holds a run of another configuration or of another process.
+    ParamError, LimitError: a number without meaning, before anything is trained.
   """
+  if not models:
+    raise errors.ConfigError(what='models', got=models, expected='at least one')
   for name in models:
     if name not in builtin.MODELS:
       raise errors.ConfigError(what='model', got=name, expected=f'one of {", ".join(builtin.MODELS)}')
+  checks.integer('num_examples', num_examples, low=1, high=MAX_EXAMPLES)
+  checks.integer('num_validation', num_validation, low=1, high=MAX_EXAMPLES)
+  checks.integer('encoder_length', encoder_length, low=1, high=checks.MAX_PROMPT_TOKENS)
+  runs = {}  # All are checked before the first one trains.
   for name in models:
     pick = lambda value: _for_model(value, name)
+    checks.integer('sequence_length', pick(sequence_length), low=1, high=checks.MAX_PROMPT_TOKENS)
     config = language_model.LanguageModelConfig(
         seed=seed, batch_size=batch_size, z_loss=z_loss, input_weight=input_weight,
         optimizer=optimizer.OptimizerConfig(
@@ -70,11 +81,13 @@ def train(
     data = dict(
         num_examples=num_examples, domains=list(pick(domains)), sequence_length=pick(sequence_length),
         encoder_length=encoder_length)
+    loop_config = loop.LoopConfig(
+        num_steps=pick(steps), log_every=log_every, evaluate_every=evaluate_every, save_every=save_every)
+    runs[name] = dict(config=config, data=data, loop_config=loop_config)
+  for name, run in runs.items():
     complete = _train_one(
-        name, config=config, data=data, num_validation=num_validation, directory=pathlib.Path(output_dir) / name,
-        loop_config=loop.LoopConfig(
-            num_steps=pick(steps), log_every=log_every, evaluate_every=evaluate_every, save_every=save_every),
-        export_dir=export_dir, stop=stop, tensorboard=tensorboard, progress=progress, operative_config=operative_config)
+        name, **run, num_validation=num_validation, directory=pathlib.Path(output_dir) / name, export_dir=export_dir,
+        stop=stop, tensorboard=tensorboard, progress=progress, operative_config=operative_config)
     if not complete:
       return False
   return True
@@ -86,9 +99,6 @@ def _train_one(
 ):
   """Trains one model and exports it; whether it is complete."""
   spec = builtin.MODELS[name]
-  directory.mkdir(parents=True, exist_ok=True)
-  if operative_config is not None:
-    (directory / 'operative.gin').write_text(operative_config)
 
   def packed(split, num_examples, **mixture):
     return batches.PackedData(packed_examples.packed_examples(
@@ -99,7 +109,7 @@ def _train_one(
       builtin.make_model(spec), train_data=packed('train', data['num_examples'], domains=data['domains']),
       validation_data=packed('validation', num_validation), config=config, loop_config=loop_config,
       output_dir=str(directory), model_description=builtin.describe(spec), stop=stop, tensorboard=tensorboard,
-      show_progress=progress)
+      show_progress=progress, operative_config=operative_config)
   if complete and export_dir is not None:
     pair, role = name.split('_')
     path = pathlib.Path(export_dir) / pair / f'{role}.safetensors'

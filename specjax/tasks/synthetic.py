@@ -16,6 +16,7 @@ from specjax.tasks.example import SPLITS, Draws, Example, split_of
 
 DOMAINS = ('arithmetic', 'translation', 'records', 'programs')
 LEVELS = (1, 2, 3, 4)
+VERSION = 1  # Of what the generators make of an address; raised whenever an example changes.
 
 _GENERATORS = {'arithmetic': arithmetic, 'translation': translation, 'records': records, 'programs': programs}
 

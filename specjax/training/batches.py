@@ -1,6 +1,7 @@
 """Batches as a pure function of (seed, step), so that a resumed run sees what the uninterrupted one would have seen."""
 
 import dataclasses
+import functools
 import hashlib
 from typing import Mapping
 
@@ -53,12 +54,19 @@ class PackedData:
 
 def batch_indices(step: int, *, num_examples: int, batch_size: int, seed: int) -> np.ndarray:
   """int64[batch_size] rows of `step`: each epoch is its own permutation, the incomplete last batch is left out."""
+  if not 1 <= batch_size <= num_examples:
+    raise errors.DataError(what='batch_size', got=batch_size, expected=f'1 to the {num_examples} packed rows')
   per_epoch = num_examples // batch_size
-  if per_epoch == 0:
-    raise errors.DataError(what='batch_size', got=batch_size, expected=f'at most the {num_examples} packed rows')
   epoch, position = divmod(step, per_epoch)
+  return _permutation(num_examples, seed, epoch)[position * batch_size : (position + 1) * batch_size]
+
+
+@functools.lru_cache(maxsize=2)
+def _permutation(num_examples, seed, epoch):
+  """The order of an epoch, read-only. Kept: a million rows take 24 ms, a small drafter's step less."""
   permutation = np.random.default_rng([seed, epoch]).permutation(num_examples)
-  return permutation[position * batch_size : (position + 1) * batch_size]
+  permutation.flags.writeable = False
+  return permutation
 
 
 def count_tokens(batch: types.TrainingBatch) -> int:

@@ -8,7 +8,9 @@ from absl import logging
 import jax
 import numpy as np
 
+from specjax.checkpoints import durable
 from specjax.checkpoints import native
+from specjax.core import checks
 from specjax.core import errors
 from specjax.core import protocols
 from specjax.training import batches
@@ -17,6 +19,9 @@ from specjax.training import losses
 from specjax.training import metric_log
 from specjax.training import optimizer as optimizers
 from specjax.training import stopping
+
+
+MAX_BATCH_SIZE = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +42,12 @@ class LanguageModelConfig:
   z_loss: float = 0.0
   input_weight: float = 0.0
 
+  def __post_init__(self):
+    checks.seed(self.seed)
+    checks.integer('batch_size', self.batch_size, low=1, high=MAX_BATCH_SIZE)
+    checks.real('z_loss', self.z_loss, low=0)
+    checks.real('input_weight', self.input_weight, low=0)
+
 
 def make_loss(model: protocols.LanguageModel, *, z_loss: float) -> loop.LossFunction:
   """Next-token loss of `model` as a loss function of the loop; it needs no constants."""
@@ -49,6 +60,8 @@ def make_loss(model: protocols.LanguageModel, *, z_loss: float) -> loop.LossFunc
 
 def make_evaluate(model: protocols.LanguageModel, data: batches.PackedData, *, batch_size: int) -> Callable:
   """`evaluate(params)`: loss (nats per scored token) and accuracy over all whole batches of `data`."""
+  if not len(data):
+    raise errors.DataError(what='validation set', got='no rows', expected='at least one')
   loss_function = jax.jit(make_loss(model, z_loss=0.0))
   num_batches = max(len(data) // batch_size, 1)
 
@@ -68,27 +81,47 @@ def train_language_model(
     model: protocols.LanguageModel, *, train_data: batches.PackedData, validation_data: batches.PackedData,
     config: LanguageModelConfig, loop_config: loop.LoopConfig, output_dir: str, model_description: dict[str, Any],
     stop: stopping.StopRequest, tensorboard: bool = True, show_progress: bool = True, keep_checkpoints: int = 2,
+    operative_config: str | None = None,
 ) -> tuple[Any, bool]:
   """The trained parameters, and whether training is complete; continues from `output_dir` if there is a checkpoint.
 
-  Returns early with False once `stop` is requested, with everything saved.
+  Returns early with False once `stop` is requested, with everything saved. `operative_config` is kept beside the
+  checkpoints as operative.gin, once `output_dir` is known to hold this run or none.
 
   Raises:
-    ConfigError: when `output_dir` holds a run of another model, data or configuration; names the first difference.
+    ConfigError: when `output_dir` holds a run of another model, data or configuration (names the first difference), or
+      another process trains in it.
   """
+  with durable.locked(output_dir):
+    return _train(
+        model, train_data=train_data, validation_data=validation_data, config=config, loop_config=loop_config,
+        output_dir=pathlib.Path(output_dir), model_description=model_description, stop=stop, tensorboard=tensorboard,
+        show_progress=show_progress, keep_checkpoints=keep_checkpoints, operative_config=operative_config)
+
+
+def _train(
+    model, *, train_data, validation_data, config, loop_config, output_dir, model_description, stop, tensorboard,
+    show_progress, keep_checkpoints, operative_config,
+):
+  """As `train_language_model`, with `output_dir` locked."""
+  evaluate = make_evaluate(model, validation_data, batch_size=config.batch_size)
   optimizer = optimizers.make_optimizer(config.optimizer)
   identity = {
       'model': model_description, 'config': dataclasses.asdict(config), 'train_data': train_data.fingerprint(),
       'num_steps': loop_config.num_steps,
   }
-  checkpoints = native.TrainingCheckpoints(pathlib.Path(output_dir) / 'checkpoints', keep=keep_checkpoints)
+  checkpoints = native.TrainingCheckpoints(output_dir / 'checkpoints', keep=keep_checkpoints)
+  newest = checkpoints.newest()
+  if newest is not None:  # Before the arrays: another model has other ones.
+    _check_same_run(identity, _with_defaults(checkpoints.metadata(newest)), str(output_dir))
+  if operative_config is not None:
+    durable.replace(output_dir / 'operative.gin', operative_config.encode())
   fresh_state = lambda: loop.init_state(model.init(jax.random.key(config.seed)), optimizer)
   restored = checkpoints.restore_newest(jax.eval_shape(fresh_state))
   if restored is None:
     state, seconds = jax.jit(fresh_state)(), 0.0
   else:
-    seconds = restored[2].pop('seconds', 0.0)
-    _check_same_run(identity, _with_defaults(restored[2]), output_dir)
+    seconds = restored[2].get('seconds', 0.0)
     state = jax.tree.map(jax.numpy.array, restored[1])
     logging.warning('resuming %s at step %d', output_dir, restored[0])
 
@@ -101,10 +134,9 @@ def train_language_model(
   with metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard) as log:
     state, complete = loop.fit(
         state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
-        batch_at=batch_at, evaluate=make_evaluate(model, validation_data, batch_size=config.batch_size),
-        count_tokens=batches.count_tokens, learning_rate=optimizers.schedule(config.optimizer), config=loop_config,
-        checkpoints=checkpoints, metadata=identity, log=log, stop=stop, show_progress=show_progress,
-        seconds_before=seconds,
+        batch_at=batch_at, evaluate=evaluate, count_tokens=batches.count_tokens,
+        learning_rate=optimizers.schedule(config.optimizer), config=loop_config, checkpoints=checkpoints,
+        metadata=identity, log=log, stop=stop, show_progress=show_progress, seconds_before=seconds,
     )
   return state.params, complete
 
@@ -115,7 +147,7 @@ def _with_defaults(stored):
       field.name: field.default for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}
   config = defaults(LanguageModelConfig) | stored.get('config', {})
   config['optimizer'] = defaults(optimizers.OptimizerConfig) | config.get('optimizer', {})
-  return dict(stored, config=config)
+  return {name: value for name, value in stored.items() if name != 'seconds'} | {'config': config}
 
 
 def _check_same_run(wanted, stored, where, path=''):

@@ -12,6 +12,7 @@ import optax
 import tqdm
 
 from specjax.checkpoints import native
+from specjax.core import checks
 from specjax.core import errors
 from specjax.training import metric_log
 from specjax.training import stopping
@@ -36,6 +37,10 @@ class LoopConfig:
   log_every: int = 50
   evaluate_every: int = 500
   save_every: int = 500
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      checks.integer(field.name, getattr(self, field.name), low=1, high=checks.MAX_STEPS)
 
 
 def init_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:

@@ -6,6 +6,7 @@ import functools
 import jax
 import optax
 
+from specjax.core import checks
 from specjax.core import errors
 
 
@@ -35,15 +36,15 @@ class OptimizerConfig:
   query_learning_rate_scale: float = 1.0
 
   def __post_init__(self):
-    if not 0 <= self.warmup_steps < self.num_steps:
-      raise errors.ParamError(
-          what='warmup_steps', got=self.warmup_steps, expected=f'0 <= warmup_steps < num_steps = {self.num_steps}'
-      )
-    if not self.learning_rate > 0:
-      raise errors.ParamError(what='learning_rate', got=self.learning_rate, expected='a positive number')
-    if not self.query_learning_rate_scale > 0:
-      raise errors.ParamError(
-          what='query_learning_rate_scale', got=self.query_learning_rate_scale, expected='a positive number')
+    checks.integer('num_steps', self.num_steps, low=1, high=checks.MAX_STEPS)
+    checks.integer(
+        'warmup_steps', self.warmup_steps, low=0, high=self.num_steps - 1, over=errors.ParamError,
+        fix='warm-up ends before the last step')
+    for name in ('learning_rate', 'clip_norm', 'query_learning_rate_scale'):
+      checks.real(name, getattr(self, name), low=0, low_open=True)
+    checks.real('weight_decay', self.weight_decay, low=0)
+    for name in ('beta1', 'beta2'):
+      checks.real(name, getattr(self, name), low=0, high=1, high_open=True)
 
 
 def schedule(config: OptimizerConfig) -> optax.Schedule:

@@ -1,5 +1,6 @@
 """The entry function of the train binary and the configuration files that name it."""
 
+import numpy as np
 import pytest
 
 from specjax import config
@@ -8,6 +9,7 @@ from specjax.core import errors
 from specjax.pairs import builtin
 from specjax.pairs import packed_examples
 from specjax.pairs import recipe
+from specjax.tasks import synthetic
 from specjax.training import stopping
 
 
@@ -65,6 +67,35 @@ def test_numbers_by_model_must_name_the_model():
   arguments['models'] = ['gemma_target']
   with pytest.raises(errors.ConfigError, match='gemma_target'):
     recipe.train(**arguments, stop=stopping.StopRequest())
+
+
+@pytest.mark.parametrize('change', [
+    dict(num_validation=0), dict(num_examples=-1), dict(batch_size=0), dict(log_every=0), dict(sequence_length=0),
+    dict(encoder_length=0), dict(steps=0), dict(steps={'gemma_drafter': 9, 'gemma_target': 0})])
+def test_numbers_without_meaning_are_refused_before_anything_is_written(tmp_path, change):
+  arguments = resolved(
+      binary.DEFAULTS, output_dir=str(tmp_path / 'out'), models=['gemma_drafter', 'gemma_target'], steps=9,
+      learning_rate=1e-3, warmup_steps=2).arguments()
+  with pytest.raises(errors.ParamError, match='num_steps' if 'steps' in change else next(iter(change))):
+    recipe.train(**(arguments | change), stop=stopping.StopRequest())
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize('largest', [2**15 - 1, 2**15])
+def test_a_token_id_that_16_bits_cannot_hold_is_refused(largest):
+  tokens = np.array([[0, largest]])
+  if largest < 2**15:
+    assert packed_examples.narrow(tokens, where='tokens').tolist() == tokens.tolist()
+  else:
+    with pytest.raises(errors.DataError, match='packed tokens: got 32768'):
+      packed_examples.narrow(tokens, where='tokens')
+
+
+def test_packed_examples_of_another_generator_are_made_again(tmp_path, monkeypatch):
+  packed(tmp_path)
+  monkeypatch.setattr(synthetic, 'VERSION', synthetic.VERSION + 1)
+  packed(tmp_path)
+  assert len(list(tmp_path.iterdir())) == 2
 
 
 def packed(directory):

@@ -80,3 +80,16 @@ def test_fingerprint_sees_one_changed_token():
 def test_arrays_that_are_not_a_batch_are_refused(change):
   with pytest.raises(errors.DataError):
     batches.PackedData(dict(packed().arrays, **change))
+
+
+def test_an_epoch_is_shuffled_once(monkeypatch):
+  shuffled, real = [], np.random.default_rng
+  monkeypatch.setattr(np.random, 'default_rng', lambda seed: (shuffled.append(seed), real(seed))[1])
+  for step in range(30):
+    batches.batch_indices(step, num_examples=103, batch_size=10, seed=77)
+  assert shuffled == [[77, 0], [77, 1], [77, 2]]
+
+
+def test_the_order_that_is_kept_cannot_be_changed():
+  with pytest.raises(ValueError, match='read-only'):
+    batches.batch_indices(0, num_examples=5, batch_size=2, seed=78)[0] = 1

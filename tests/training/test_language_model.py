@@ -177,6 +177,63 @@ def test_a_run_of_another_configuration_is_refused_by_name(straight, change, nam
     train(straight, **change)
 
 
+def test_a_run_of_another_model_is_refused_as_another_configuration(straight):
+  other = gemma.DecoderLM(dataclasses.replace(MODEL.config, embed_dim=16))
+  with pytest.raises(errors.ConfigError, match='model.layers'):
+    language_model.train_language_model(
+        other, train_data=data(0), validation_data=data(1, 8), config=CONFIG, output_dir=straight,
+        model_description={'family': 'toy', 'layers': ['global'] * 2}, stop=StopAfter(0), tensorboard=False,
+        show_progress=False, loop_config=loop.LoopConfig(num_steps=STEPS))
+
+
+def test_the_configuration_kept_is_that_of_the_run_that_is_there(tmp_path):
+  train(tmp_path, stop_after=5, operative_config='first')
+  with pytest.raises(errors.ConfigError, match='config.seed'):
+    train(tmp_path, config=dataclasses.replace(CONFIG, seed=4), operative_config='second')
+  assert (tmp_path / 'operative.gin').read_text() == 'first'
+  train(tmp_path, stop_after=0, operative_config='third')
+  assert (tmp_path / 'operative.gin').read_text() == 'third'
+  assert not list(tmp_path.glob('.tmp-*'))
+
+
+def test_a_second_trainer_of_one_directory_is_refused_by_name(tmp_path):
+
+  class Second:
+    @property
+    def requested(self):
+      with pytest.raises(errors.ConfigError, match=f'{tmp_path}: directory in use'):
+        train(tmp_path)
+      return True
+
+  _, complete = train(tmp_path, stop=Second())
+  assert not complete
+
+
+def test_a_relative_directory_trains_and_resumes(tmp_path, straight, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  train('runs/relative', stop_after=7)
+  train('runs/relative')
+  assert final_leaves(tmp_path / 'runs' / 'relative') == final_leaves(straight)
+
+
+@pytest.mark.parametrize('build', [
+    lambda: loop.LoopConfig(num_steps=0), lambda: loop.LoopConfig(num_steps=5, log_every=0),
+    lambda: loop.LoopConfig(num_steps=5, evaluate_every=-1), lambda: loop.LoopConfig(num_steps=5, save_every=2.0),
+    lambda: dataclasses.replace(CONFIG, batch_size=0), lambda: dataclasses.replace(CONFIG, batch_size=-1),
+    lambda: dataclasses.replace(CONFIG, z_loss=-1.0), lambda: dataclasses.replace(CONFIG, input_weight=float('nan')),
+    lambda: dataclasses.replace(CONFIG, seed=2**32)])
+def test_numbers_without_meaning_are_refused(build):
+  with pytest.raises(errors.ParamError):
+    build()
+
+
+def test_an_empty_validation_set_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+  monkeypatch.setattr(language_model, 'make_evaluate', make_evaluate)
+  with pytest.raises(errors.DataError, match='validation set'):
+    train(tmp_path, validation_data=data(1, 0))
+  assert not list(tmp_path.iterdir())
+
+
 def test_divergence_is_an_error_and_keeps_the_last_good_checkpoint(tmp_path):
   train(tmp_path, stop_after=10)
   real = batches.PackedData.rows

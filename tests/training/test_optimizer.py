@@ -77,7 +77,8 @@ def test_every_attention_of_the_built_in_models_has_its_queries_found(name):
 
 @pytest.mark.parametrize('change', [
     dict(warmup_steps=100), dict(warmup_steps=-1), dict(learning_rate=0.0), dict(learning_rate=float('nan')),
-    dict(query_learning_rate_scale=0.0)])
+    dict(query_learning_rate_scale=0.0), dict(learning_rate=float('inf')), dict(num_steps=0), dict(num_steps=1.5),
+    dict(weight_decay=-0.1), dict(beta1=1.0), dict(clip_norm=0)])
 def test_numbers_without_meaning_are_refused(change):
   with pytest.raises(errors.ParamError, match=next(iter(change))):
     optimizers.OptimizerConfig(**(dict(learning_rate=0.5, num_steps=100, warmup_steps=10) | change))
