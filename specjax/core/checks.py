@@ -1,6 +1,8 @@
 """Host-side checks: every value a user types is refused here, by name, before anything compiles."""
 
+from collections.abc import Collection, Mapping
 import dataclasses
+import functools
 import math
 import numbers
 import warnings
@@ -16,12 +18,20 @@ MAX_PROMPT_TOKENS = 1 << 20
 MAX_STEPS = 1 << 40
 MIN_TEMPERATURE = 0.01
 MAX_TEMPERATURE = 2.0
+MAX_LOGIT_BIAS = 1e4
 
 # Processors whose effect depends on what was generated change the law within a round; they are refused by name.
 HISTORY_DEPENDENT = (
     'repetition_penalty', 'presence_penalty', 'frequency_penalty', 'no_repeat_ngram_size', 'encoder_repetition_penalty',
     'min_new_tokens', 'min_length', 'bad_words_ids', 'mirostat', 'dry_multiplier', 'xtc_probability', 'grammar',
     'guided_json', 'logits_processor')
+
+# Knobs of rules with a range of their own; any other is a finite number.
+_KNOB_RANGES = {
+    'lenience': dict(
+        low=0, high=1, high_open=True,
+        fix="0 is lossless, at 1 nothing would be verified; Leviathan's factor l is 1 - lenience"),
+    'target_weight': dict(low=0, high=1)}
 
 
 def real(name, value, *, low=-math.inf, high=math.inf, low_open=False, high_open=False, fix=None, where=None):
@@ -47,6 +57,33 @@ def integer(name, value, *, low, high, fix=None, where=None, over=errors.LimitEr
   return int(value)
 
 
+def choice(name, value, allowed, *, where=None):
+  """`value` if it is one of the strings `allowed`; otherwise `ParamError`."""
+  if not isinstance(value, str) or value not in allowed:
+    raise errors.ParamError(what=name, where=where, got=value, expected=f'one of {tuple(allowed)}')
+  return value
+
+
+def knob(name, value, *, where=None):
+  """`value` as a number that a rule may be turned by, in the range of the knob called `name`; otherwise `ParamError`."""
+  return real(name if where is None else f'{where}.{name}', value, **_KNOB_RANGES.get(name, {}))
+
+
+def _refusing_processors(cls):
+  """`cls`, whose constructor names a processor that it refuses; Python's TypeError would not say why."""
+  construct = cls.__init__
+
+  @functools.wraps(construct)
+  def checked(self, **values):
+    for name in values:
+      refuse_processor(name)
+    construct(self, **values)
+
+  cls.__init__ = checked
+  return cls
+
+
+@_refusing_processors
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SamplingParams:
   """Sampling parameters of a request, checked. Applied to both models, in this order.
@@ -56,7 +93,8 @@ class SamplingParams:
     top_k: 0 or -1 keeps every token.
     top_p: in (0, 1].
     min_p: in [0, 1].
-    logit_bias: dict token id -> number added to the logit, or None.
+    logit_bias: dict token id -> number added to the logit, at most 1e4 in size, or None. To forbid a token leave it out
+      of `allowed_tokens`.
     allowed_tokens: the token ids that may be generated, or None.
   """
 
@@ -82,11 +120,8 @@ class SamplingParams:
     object.__setattr__(self, 'top_k', max(top_k, 0))
     object.__setattr__(self, 'top_p', top_p)
     object.__setattr__(self, 'min_p', min_p)
-    for token, bias in (self.logit_bias or {}).items():
-      real(f'logit_bias[{token}]', bias)
-    if self.allowed_tokens is not None and not len(self.allowed_tokens):
-      raise errors.ParamError(
-          what='allowed_tokens', got=(), expected='at least one token id', fix='use None to allow every token')
+    _check_logit_bias(self.logit_bias)
+    object.__setattr__(self, 'allowed_tokens', _checked_allowed_tokens(self.allowed_tokens))
 
   @classmethod
   def from_dict(cls, values):
@@ -97,6 +132,30 @@ class SamplingParams:
       if name not in known:
         raise errors.ParamError(what='sampling parameter', got=name, expected=f'one of {sorted(known)}')
     return cls(**values)
+
+
+def _check_logit_bias(logit_bias):
+  if logit_bias is None:
+    return
+  if not isinstance(logit_bias, Mapping):
+    raise errors.ParamError(what='logit_bias', got=logit_bias, expected='a dict token id -> number')
+  for token, bias in logit_bias.items():
+    integer('logit_bias token id', token, low=0, high=2**31 - 1, over=errors.ParamError)
+    # A larger number swallows the logits: in float32 the other tokens' differences are rounded away.
+    real(f'logit_bias[{token}]', bias, low=-MAX_LOGIT_BIAS, high=MAX_LOGIT_BIAS, fix='allowed_tokens forbids a token')
+
+
+def _checked_allowed_tokens(tokens):
+  """Tuple of the ids, or None."""
+  if tokens is None:
+    return None
+  is_list = isinstance(tokens, Collection) and not isinstance(tokens, (str, bytes, Mapping))
+  if not is_list or (isinstance(tokens, np.ndarray) and tokens.ndim != 1):
+    raise errors.ParamError(what='allowed_tokens', got=tokens, expected='a list of token ids')
+  if not len(tokens):
+    raise errors.ParamError(
+        what='allowed_tokens', got=(), expected='at least one token id', fix='use None to allow every token')
+  return tuple(integer('allowed token id', token, low=0, high=2**31 - 1, over=errors.ParamError) for token in tokens)
 
 
 def refuse_processor(name):

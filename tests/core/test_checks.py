@@ -1,5 +1,8 @@
 """Bad parameters: each is refused by name, before anything compiles."""
 
+import copy
+import dataclasses
+import inspect
 import math
 import warnings
 
@@ -16,7 +19,9 @@ from specjax.core import errors
     ('top_p', 0), ('top_p', -0.1), ('top_p', 1.1), ('top_p', 7.0), ('top_p', math.nan), ('top_p', 'all'),
     ('min_p', -0.1), ('min_p', 1.5), ('min_p', math.nan),
     ('top_k', -2), ('top_k', 2.5), ('top_k', 'ten'), ('top_k', True),
-    ('logit_bias', {3: math.nan}), ('logit_bias', {3: 'x'}), ('allowed_tokens', ()),
+    ('logit_bias', {3: math.nan}), ('logit_bias', {3: 'x'}), ('logit_bias', [1.0]), ('logit_bias', 1.0),
+    ('logit_bias', {3: 10_001.0}), ('logit_bias', {3: -1e30}), ('logit_bias', {'3': 1.0}), ('logit_bias', {-1: 1.0}),
+    ('allowed_tokens', ()), ('allowed_tokens', 5), ('allowed_tokens', '57'), ('allowed_tokens', np.array(5)),
 ])
 def test_sampling_parameters_out_of_range_are_refused(field, value):
   values = {'temperature': 1.0, field: value}
@@ -52,6 +57,25 @@ def test_plain_parameters_do_not_warn():
 def test_history_dependent_processors_are_refused_by_name(name):
   with pytest.raises(errors.ParamError, match=name):
     checks.SamplingParams.from_dict({'temperature': 1.0, name: 2})
+
+
+@pytest.mark.parametrize('name', checks.HISTORY_DEPENDENT)
+def test_history_dependent_processors_are_refused_by_the_constructor_too(name):
+  with pytest.raises(errors.ParamError, match=f'{name}: a processor that depends on the generated history'):
+    checks.SamplingParams(temperature=1.0, **{name: 1.2})
+
+
+def test_the_constructor_keeps_its_signature_and_copies():
+  params = checks.SamplingParams(temperature=1.0, allowed_tokens=np.array([3, 1]), logit_bias={2: -10_000.0})
+  assert list(inspect.signature(checks.SamplingParams).parameters)[0] == 'temperature'
+  assert params.allowed_tokens == (3, 1)
+  assert dataclasses.replace(params, top_k=3).top_k == 3 and copy.deepcopy(params) == params
+
+
+@pytest.mark.parametrize('tokens', [[[1], [2, 3]], [1.5], [True], ['a'], [None], [-1]])
+def test_allowed_tokens_are_integers(tokens):
+  with pytest.raises(errors.ParamError, match='allowed token id'):
+    checks.SamplingParams(temperature=1.0, allowed_tokens=tokens)
 
 
 def test_unknown_sampling_parameters_are_refused():
