@@ -73,10 +73,18 @@ class Drafter(Protocol):
 
 
 class TargetRule(Protocol):
-  """Which law the output follows. *Unbatched*, pure; a pytree whose numbers are leaves."""
+  """Which law the output follows. *Unbatched*, pure; a pytree whose numbers are leaves.
+
+  `truncates`: 'output' mixes untruncated laws and the loop truncates the goal; 'inputs' receives truncated laws and its
+  goal is final. `needs_drafter_law`: whether it reads the drafter's. `greedy_only`: whether it is defined at temperature 0
+  only. `knobs`: names of its numbers. `is_lossless`: whether the goal is the target's law.
+  """
 
   truncates: Literal['output', 'inputs']
   needs_drafter_law: bool
+  greedy_only: bool
+  knobs: tuple[str, ...]
+  is_lossless: bool
 
   def __call__(self, params: Any, inputs: types.RuleInputs) -> types.Goal:
     """The goal law of one position."""

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 from flax import struct
 import jax.numpy as jnp
 
-from specjax.core import types
+from specjax.rules import position
 
 
 @struct.dataclass(kw_only=True)
@@ -20,12 +20,11 @@ class Chow:
   threshold: Any
   truncates: ClassVar[str] = 'output'
   needs_drafter_law: ClassVar[bool] = True
+  greedy_only: ClassVar[bool] = False
   knobs: ClassVar[tuple[str, ...]] = ('threshold',)
   is_lossless: ClassVar[bool] = False
 
   def __call__(self, params, inputs):
     del params
     confidence = jnp.max(jnp.exp(inputs.drafter_plain_log_probs))
-    defer = confidence < 1 - jnp.asarray(self.threshold, confidence.dtype)
-    log_probs = jnp.where(defer, inputs.target_log_probs, inputs.drafter_log_probs)
-    return types.Goal(log_probs, defer.astype(confidence.dtype))
+    return position.position_mix(inputs, confidence < 1 - jnp.asarray(self.threshold, confidence.dtype))

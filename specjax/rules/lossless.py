@@ -14,6 +14,7 @@ class Lossless:
 
   truncates: ClassVar[str] = 'output'
   needs_drafter_law: ClassVar[bool] = False
+  greedy_only: ClassVar[bool] = False
   knobs: ClassVar[tuple[str, ...]] = ()
   is_lossless: ClassVar[bool] = True
 

@@ -4,6 +4,8 @@ A new part is done when its check passes: `check_language_model`, `check_rule`, 
 """
 
 import functools
+import itertools
+import typing
 from typing import Any
 
 import jax
@@ -11,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax import drafters
+from specjax.core import checks
+from specjax.core import errors
 from specjax.core import types
 from specjax.decode import speculative
 from specjax.ops import categorical
@@ -194,6 +198,16 @@ def check_tree(model, params, *, has_encoder=False, tolerance=1e-4):
 # Rules.
 
 
+def rule_variants(package):
+  """Every rule that `package` exports with every value of its static options: list of (name, dict of options)."""
+  found = []
+  for name in package.__all__:
+    hints = typing.get_type_hints(getattr(package, name))
+    options = {field: typing.get_args(hint) for field, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
+    found += [(name, dict(zip(options, chosen))) for chosen in itertools.product(*options.values())]
+  return found
+
+
 def random_rule_inputs(vocab_size, *, batch, temperature=0.7, seed=0, dtype=np.float32):
   """`RuleInputs` with a leading batch axis: random laws, some tokens without mass, truncated ones beside them."""
   random = np.random.RandomState(seed)
@@ -214,15 +228,16 @@ def random_rule_inputs(vocab_size, *, batch, temperature=0.7, seed=0, dtype=np.f
       drafter_features=None, position=np.arange(batch, dtype=np.int32))
 
 
-def check_rule(rule, *, rule_params=None, values=(-0.1, 0.0, 0.3, 1.0), vocab_size=6, batch=12):
+def check_rule(rule, *, rule_params=None, values=(-0.1, 0.0, 0.3, 0.9, 1.0), vocab_size=6, batch=12):
   """Goals are laws, deferral lies in [0, 1], jit and vmap agree with the plain call, and no knob value compiles anew.
 
   Args:
     rule: a `TargetRule` whose `knobs` name its numbers.
     rule_params: parameters of a learned rule.
-    values: what every knob is set to in turn.
+    values: what every knob is set to in turn, where all of them are in range.
   """
   _check(rule.truncates in ('output', 'inputs'), f'truncates is {rule.truncates!r}')
+  _check(rule.greedy_only in (True, False), f'greedy_only is {rule.greedy_only!r}')
   inputs = random_rule_inputs(vocab_size, batch=batch)
   if rule.truncates == 'inputs':
     inputs = inputs.replace(
@@ -234,6 +249,8 @@ def check_rule(rule, *, rule_params=None, values=(-0.1, 0.0, 0.3, 1.0), vocab_si
     return jax.vmap(lambda one: rule(rule_params, one))(inputs)
 
   jitted = _jit(apply)
+  values = [value for value in values if _in_range(rule, value)]
+  _check(bool(values), 'no value is in the range of the knobs')
   for value in values:
     tuned = rule.replace(**{knob: np.float32(value) for knob in rule.knobs})
     goal = jax.tree.map(np.asarray, jitted(tuned, inputs))
@@ -246,6 +263,14 @@ def check_rule(rule, *, rule_params=None, values=(-0.1, 0.0, 0.3, 1.0), vocab_si
           rule_params, jax.tree.map(lambda x: jnp.asarray(x[row]), inputs))
       _check(np.allclose(np.exp(alone.log_probs), np.exp(goal.log_probs[row]), atol=1e-6), 'vmap and jit change the goal')
   _check(len(traces) == 1, f'{len(traces)} compilations for {len(values)} values of its knobs')
+
+
+def _in_range(rule, value):
+  """Whether every knob of `rule` may have this value."""
+  try:
+    return all(checks.knob(knob, value) == value for knob in rule.knobs)
+  except errors.ParamError:
+    return False
 
 
 def check_rule_law(rule, *, rule_params=None, num_draft_tokens=2):

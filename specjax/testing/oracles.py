@@ -38,7 +38,7 @@ class Warp:
     """The law at the temperature; 0 is one-hot at the first largest logit."""
     logits = self.adjusted(logits)
     if self.temperature == 0:
-      return np.eye(len(logits))[np.argmax(logits)]
+      return (np.arange(len(logits)) == np.argmax(logits)).astype(np.float64)
     return softmax(logits / self.temperature)
 
   def truncated(self, probs):
@@ -71,7 +71,14 @@ def truncate(probs, top_k, top_p, min_p):
   return probs / probs.sum()
 
 
-# Rules: (target tempered, drafter tempered, target plain, drafter plain) -> law before truncation.
+@dataclasses.dataclass(frozen=True)
+class FromLogits:
+  """A rule whose goal depends on truncated laws: `law` is a function (warp, target logits, drafter logits) -> final law."""
+
+  law: Callable[..., Any]
+
+
+# Rules: (target tempered, drafter tempered, target plain, drafter plain) -> law before truncation; or a `FromLogits`.
 
 
 def lossless_goal(target, drafter, target_plain, drafter_plain):
@@ -103,7 +110,7 @@ class Laws:
   Args:
     warp: `Warp` of the request.
     target_logits, drafter_logits: functions of the prefix; the drafter's may be None.
-    rule: one of the goals above.
+    rule: one of the goals above, or of `rule_oracles`.
     bonus: 'rule' or 'target'.
     draft: function (prefix, drafter's sampling law) -> the law drafts are really drawn from; None is the sampling law.
   """
@@ -134,6 +141,8 @@ class Laws:
     target = self._target(prefix)
     drafter = self._drafter(prefix) if self._drafter is not None else target
     warp = self.warp
+    if isinstance(self._rule, FromLogits):
+      return self._rule.law(warp, target, drafter)
     mixed = self._rule(warp.tempered(target), warp.tempered(drafter), warp.plain(target), warp.plain(drafter))
     return warp.truncated(mixed)
 

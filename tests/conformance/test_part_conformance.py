@@ -17,13 +17,17 @@ from specjax.testing import conformance
 from specjax.testing import toy
 
 VOCAB = 6
-# How to build a part that needs arguments; a new rule with numbers only is found by itself.
+# How to build a part that needs arguments; a new rule with numbers and static options only is found by itself.
 THRESHOLD = 0.4
 
 
-def build_rule(name):
+RULES = conformance.rule_variants(rules)
+every_rule = pytest.mark.parametrize('name, options', RULES, ids=[' '.join([name, *o.values()]) for name, o in RULES])
+
+
+def build_rule(name, options):
   rule = getattr(rules, name)
-  return rule(**{knob: np.float32(THRESHOLD) for knob in rule.knobs})
+  return rule(**{knob: np.float32(THRESHOLD) for knob in rule.knobs}, **options)
 
 
 def build_drafter(name):
@@ -37,14 +41,14 @@ def build_drafter(name):
   raise NotImplementedError(f'tell build_drafter in {__file__} how to build {name}')
 
 
-@pytest.mark.parametrize('name', rules.__all__)
-def test_rule(name):
-  conformance.check_rule(build_rule(name))
+@every_rule
+def test_rule(name, options):
+  conformance.check_rule(build_rule(name, options))
 
 
-@pytest.mark.parametrize('name', rules.__all__)
-def test_joint_law_of_a_rule(name):
-  conformance.check_rule_law(build_rule(name))
+@every_rule
+def test_joint_law_of_a_rule(name, options):
+  conformance.check_rule_law(build_rule(name, options))
 
 
 @struct.dataclass(kw_only=True)
@@ -54,6 +58,7 @@ class TruncatedMixture:
   share: Any
   truncates: ClassVar[str] = 'inputs'
   needs_drafter_law: ClassVar[bool] = True
+  greedy_only: ClassVar[bool] = False
   knobs: ClassVar[tuple[str, ...]] = ('share',)
 
   def __call__(self, params, inputs):
