@@ -9,6 +9,7 @@ import numpy as np
 from specjax.core import checks
 from specjax.core import errors
 from specjax.core import types
+from specjax.decode import methods
 from specjax.decode import run
 
 PROMPT_BUCKET = 32
@@ -131,6 +132,8 @@ def plan(pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, 
   """`Batches` for these prompts: all checks, then arrays padded to shared shapes."""
   decoder = method(pair) if callable(method) else method
   checks.matching_vocabularies(pair.drafter.vocab_size, pair.target.vocab_size)
+  if getattr(decoder, 'rule', None) is not None:  # a decoder that routes has none
+    methods.check_sampling(decoder.rule, sampling)
   checks.integer('num_samples', num_samples, low=1, high=checks.MAX_SAMPLES)
   checks.integer('batch_size', batch_size, low=1, high=checks.MAX_SAMPLES)
   seed = checks.seed(seed)

@@ -43,7 +43,16 @@ def autoregressive(*, width=1):
 
 
 def check_rule(rule):
-  """`rule`, or `ParamError` for a knob that is not a finite number."""
+  """`rule`, or `ParamError` for a knob that is not a number in its range."""
   for knob in rule.knobs:
-    checks.real(f'{type(rule).__name__}.{knob}', getattr(rule, knob))
+    checks.knob(knob, getattr(rule, knob), where=type(rule).__name__)
   return rule
+
+
+def check_sampling(rule, sampling):
+  """`ParamError` when a rule that is defined for greedy decoding meets a temperature above 0."""
+  if rule.greedy_only and sampling.temperature > 0:
+    raise errors.ParamError(
+        what=f'temperature with the rule {type(rule).__name__}', got=sampling.temperature,
+        expected='0: the rule is defined for greedy decoding only',
+        fix='Set temperature=0, or choose a rule for sampling, such as TokenV3 or LossySpeculative.')

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from specjax.core import checks
 from specjax.core.errors import ConfigError
+from specjax.decode import methods as decode_methods
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import row_log
 
@@ -98,6 +99,12 @@ def knob_values(method: methods_lib.Method, thresholds: Mapping | Sequence):
   return [((method.knob, value),) for value in values]
 
 
+def _check_rule(method, knob, sampling):
+  """`ParamError` for a rule that refuses a knob value or a temperature, before any pair is loaded."""
+  if method.rule_type is not None:
+    decode_methods.check_sampling(decode_methods.check_rule(method.rule_type(**dict(knob))), sampling)
+
+
 def _unknown_thresholds(methods, thresholds):
   if not isinstance(thresholds, Mapping):
     return
@@ -117,7 +124,7 @@ def blocks(
 
   Raises:
     ConfigError: an empty axis, an unknown method or a method without a knob value.
-    ParamError: K, seed or batch size out of range.
+    ParamError: K, seed, batch size or a knob out of range, or a greedy rule at a temperature above 0.
   """
   axes = dict(pairs=pairs, tasks=tasks, methods=methods, num_draft_tokens=num_draft_tokens, samplings=samplings,
               seeds=seeds, batch_sizes=batch_sizes)
@@ -130,6 +137,10 @@ def blocks(
                                 ('batch_sizes', batch_sizes, 1, MAX_BATCH), ('seeds', seeds, 0, 2**32 - 1)):
     for value in axis:
       checks.integer(name, value, low=low, high=high, where=f'evaluate.{name}')
+  for method in chosen:
+    for knob in knob_values(method, thresholds):
+      for sampling in samplings:
+        _check_rule(method, knob, sampling)
   found = []
   for pair in dict.fromkeys(pairs):
     for task in dict.fromkeys(tasks):

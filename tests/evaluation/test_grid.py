@@ -6,9 +6,11 @@ import json
 
 import pytest
 
+from specjax import rules
 from specjax.core import checks
-from specjax.core.errors import ConfigError, SpecjaxError
+from specjax.core.errors import ConfigError, ParamError, SpecjaxError
 from specjax.evaluation import grid
+from specjax.evaluation import methods
 
 AXES = dict(
     pairs=['gemma', 't5'], tasks=['synthetic'], methods=['autoregressive', 'speculative', 'cascade_chow'],
@@ -78,3 +80,14 @@ def test_a_threshold_for_a_method_that_is_not_run_is_allowed_for_shared_blocks()
 
 def test_config_error_is_a_value_error():
   assert issubclass(ConfigError, ValueError)
+
+
+def test_a_greedy_rule_above_temperature_0_is_refused_before_a_pair_is_loaded(monkeypatch):
+  monkeypatch.setitem(methods.METHODS, 'greedy', methods.Method(
+      'greedy', 'Greedy', 'a rule for temperature 0', rule='lossy_greedy', rule_type=rules.LossyGreedy, knob='lenience'))
+  greedy = [checks.SamplingParams(temperature=0.0)]
+  assert _points(methods=['greedy'], thresholds=[0.3], samplings=greedy)
+  with pytest.raises(ParamError, match='temperature with the rule LossyGreedy: got 1.0'):
+    _points(methods=['greedy'], thresholds=[0.3])
+  with pytest.raises(ParamError, match=r'LossyGreedy.lenience: got 1.0, expected a number in \[0, 1\)'):
+    _points(methods=['greedy'], thresholds=[0.3, 1.0], samplings=greedy)
