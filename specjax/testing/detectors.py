@@ -25,6 +25,7 @@ from specjax.testing import adversarial
 from specjax.testing import enumeration
 from specjax.testing import exactness
 from specjax.testing import oracles
+from specjax.testing import rule_detectors
 from specjax.testing import toy
 
 W = oracles.Warp
@@ -377,4 +378,4 @@ def admissible_policies():
 DETECTORS = {function.__name__: function for function in (
     lossless_law, lossless_law_at_cell_edges, acceptance_oracle, token_rule_law, target_bonus_law, hand_tables, rule_tables,
     draw_takes_no_massless_token, self_draft, row_independence, caches_follow_text, address_ledger, uniform_resolution,
-    bad_inputs, nonfinite_row_stops, capacity_stops, admissible_policies)}
+    bad_inputs, nonfinite_row_stops, capacity_stops, admissible_policies, *rule_detectors.ALL)}

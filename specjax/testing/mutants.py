@@ -1,7 +1,8 @@
 """Planted bugs: the catalogue of what goes wrong in speculative decoding, each a patch that a named detector must kill.
 
 The library holds no switch; a mutant replaces one or two module attributes while it is applied. `M` and `N` numbers follow
-the project's catalogue of published bugs, `S` are our own. The control M16 is no bug and must survive.
+the project's catalogue of published bugs, `S` are our own, `G` those of the rules (`rule_mutants`). The control M16 is no bug
+and must survive.
 
     with mutants.MUTANTS['M01'].applied():
       detectors.DETECTORS['lossless_law']()   # raises AssertionError
@@ -30,6 +31,7 @@ from specjax.ops import verification
 from specjax.ops import warping
 from specjax.rules import token_specific
 from specjax.testing import adversarial
+from specjax.testing import rule_mutants
 from specjax.testing import toy
 
 Patch = tuple[Any, str, Any]
@@ -494,3 +496,7 @@ def _():
     deferral = jnp.sum(jnp.where(good, 0, drafter))
     return types.Goal(jnp.log(jnp.where(good, drafter, 0) + deferral * target / jnp.sum(target)), deferral)
   return [(token_specific, 'token_mix', token_mix)]
+
+
+for _mutant in rule_mutants.PLANTED:
+  _plant(_mutant.identifier, _mutant.killer, _mutant.description)(_mutant.patches)
