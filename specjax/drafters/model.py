@@ -89,7 +89,7 @@ class ModelDrafter:
   @property
   def _cap(self):
     cap = self.num_draft_tokens if self.max_draft_tokens is None else self.max_draft_tokens
-    return jnp.minimum(jnp.asarray(cap, jnp.int32), self.num_draft_tokens)
+    return jnp.clip(jnp.asarray(cap, jnp.int32), 0, self.num_draft_tokens)
 
   def _start(self, output, live):
     policy = previous = None
