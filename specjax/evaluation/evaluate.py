@@ -15,9 +15,9 @@ import jax
 
 from specjax.core import checks
 from specjax.core.errors import ConfigError, SpecjaxError
+from specjax.decode import memory
 from specjax.evaluation import grid
 from specjax.evaluation import interrupts
-from specjax.evaluation import memory
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import output
 from specjax.evaluation import progress as progress_lib

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 
 from specjax.core.errors import PromptError, SpecjaxError
 from specjax.decode import generate
+from specjax.decode import memory
 from specjax.decode import run
-from specjax.evaluation import memory
 from specjax.evaluation import methods
 from specjax.evaluation import provenance
 from specjax.evaluation import rows
@@ -94,16 +94,7 @@ class PairRunner:
   def memory_parts(self, point, shape):
     """Name -> bytes that a batch needs beside the parameters (already loaded), without compiling anything."""
     decoder, params = self.decoder(point)
-    requests = self._requests(point, [], shape)
-    # Abstract evaluation: a batch that cannot fit must not be allocated to be refused.
-    state = jax.eval_shape(lambda p, r: decoder.init(p, r, shape.capacity), params, requests)
-    caches = memory.tree_bytes((state.target_cache, state.drafter_state))
-    return {
-        'caches': caches,
-        f'[B={point.batch}, K+1={point.num_draft_tokens + 1}, V={decoder.target.vocab_size}] buffers':
-            memory.round_bytes(batch=point.batch, num_draft_tokens=point.num_draft_tokens,
-                               vocab_size=decoder.target.vocab_size),
-    }
+    return memory.batch_bytes(decoder, params, self._requests(point, [], shape), capacity=shape.capacity)
 
   def step_costs(self, shape):
     """Role -> weight bytes read per pass, flops per token, and cache bytes of one row at full capacity."""

@@ -14,9 +14,9 @@ import pytest
 
 import fake_runner
 from specjax.core.errors import ConfigError, LimitError, SpecjaxError
+from specjax.decode import memory
 from specjax.evaluation import evaluate
 from specjax.evaluation import interrupts
-from specjax.evaluation import memory
 from specjax.evaluation import output
 from specjax.evaluation import row_log
 
@@ -226,7 +226,6 @@ def test_batch_that_cannot_fit_is_refused_with_the_numbers_before_anything_compi
 
 def test_memory_of_unknown_size_refuses_nothing():
   memory.check_fits({'caches': 2**60}, available=None, where='here')
-  assert memory.round_bytes(batch=2, num_draft_tokens=4, vocab_size=10) == memory.LAW_BUFFERS * 4 * 2 * 5 * 10
   assert memory.available_bytes() > 2**20
 
 

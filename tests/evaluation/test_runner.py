@@ -9,9 +9,10 @@ import pytest
 
 import fake_runner
 from specjax.core import checks
+from specjax.decode import memory
+from specjax.decode import pair as pair_lib
 from specjax.evaluation import evaluate
 from specjax.evaluation import grid
-from specjax.evaluation import memory
 from specjax.evaluation import report
 from specjax.evaluation import row_log
 from specjax.evaluation import rows
@@ -87,10 +88,11 @@ def test_sizes_are_known_without_running_anything():
   shape = made.shape(asked, max_new_tokens=6, num_draft_tokens=2)
   before = len(made.compile_log())
   parts = made.memory_parts(_points()[0].points[1], shape)
-  assert set(parts) == {'caches', '[B=3, K+1=3, V=896] buffers'}
+  assert set(parts) == {'state and caches', f'prefill of {shape.width} tokens', '[B=3, K+1=3, V=896] buffers'}
   assert parts['[B=3, K+1=3, V=896] buffers'] == memory.LAW_BUFFERS * 4 * 3 * 3 * 896
   # Two ToyCaches: tokens and length int32, encoder float32[V]; slots = prompt + 6 + K + 1.
-  assert parts['caches'] == 2 * 3 * 4 * (shape.capacity + 1 + 896)
+  caches = 2 * 3 * 4 * (shape.capacity + 1 + 896)
+  assert caches < parts['state and caches'] < 2 * caches
   assert shape.capacity == shape.width + 6 + 3
   costs = made.step_costs(shape)
   assert costs['target']['flops_per_token'] == 2 * sum(x.size for x in _pair('decoder-only').params['target'].values()
