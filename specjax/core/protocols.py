@@ -11,6 +11,8 @@ class LanguageModel(Protocol):
   """A frozen, hashable adapter that holds no arrays; parameters are always arguments."""
 
   vocab_size: int
+  max_extend: int | None  # the widest extend and the longest rewind (tokens), a field of the adapter; None is any
+  max_length: int | None  # the most tokens a row may have, prompt and new ones; None is any
 
   def init(self, key: jax.Array) -> Any:
     """Fresh parameters, a nested dict of arrays."""

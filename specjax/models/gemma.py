@@ -47,6 +47,7 @@ class DecoderConfig:
     attention_softcap, final_softcap: caps of scores and logits, or None.
     scale_embeddings: embeddings are multiplied by sqrt(embed_dim), rounded to the dtype of the computation.
     tied_head: logits come from the embedding.
+    max_length: tokens, the longest sequence the model was made for; None is not known and not checked.
   """
 
   vocab_size: int
@@ -69,6 +70,7 @@ class DecoderConfig:
   final_softcap: float | None = None
   scale_embeddings: bool = False
   tied_head: bool = True
+  max_length: int | None = None
 
   def __post_init__(self):
     unknown = set(self.layer_kinds) - {GLOBAL, LOCAL}
@@ -76,6 +78,8 @@ class DecoderConfig:
       raise errors.ParamError(what='layer_kinds', got=sorted(unknown), expected=f"'{GLOBAL}' or '{LOCAL}'")
     if LOCAL in self.layer_kinds and not self.window:
       raise errors.ParamError(what='window', got=self.window, expected='a positive number, as there are local layers')
+    if self.max_length is not None and self.max_length < 1:
+      raise errors.ParamError(what='max_length', got=self.max_length, expected='a positive number, or None')
     if self.num_heads % self.num_kv_heads:
       raise errors.ParamError(what='num_kv_heads', got=self.num_kv_heads, expected=f'a divisor of {self.num_heads}')
 
@@ -227,6 +231,11 @@ class DecoderLM:
   @property
   def vocab_size(self) -> int:
     return self.config.vocab_size
+
+  @property
+  def max_length(self) -> int | None:
+    """The longest sequence (tokens); see `DecoderConfig`."""
+    return self.config.max_length
 
   @property
   def embed_dim(self) -> int:

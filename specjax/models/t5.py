@@ -135,6 +135,11 @@ class T5LM:
     return self.config.vocab_size
 
   @property
+  def max_length(self) -> int | None:
+    """The longest encoder input and decoder sequence (tokens); see `T5Config`."""
+    return self.config.max_length
+
+  @property
   def embed_dim(self) -> int:
     """Width of the hidden states."""
     return self.config.embed_dim

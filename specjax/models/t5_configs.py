@@ -25,6 +25,8 @@ class T5Config:
     scale_logits: whether the last hidden state is multiplied by embed_dim ** -0.5 before the head.
     num_buckets, max_distance: relative position buckets of each stack, and the distance (tokens) where they saturate.
     norm_epsilon: added to the mean square in every norm.
+    max_length: tokens, the longest encoder input and decoder sequence; None is not checked. Relative position buckets end
+      nowhere: the released models were trained on 512 tokens and are used on more.
   """
 
   vocab_size: int
@@ -40,10 +42,13 @@ class T5Config:
   num_buckets: int = 32
   max_distance: int = 128
   norm_epsilon: float = 1e-6
+  max_length: int | None = None
 
   def __post_init__(self):
     if self.mlp not in ('relu', 'gated_gelu'):
       raise errors.ConfigError(what='T5Config.mlp', got=self.mlp, expected="'relu' or 'gated_gelu'")
+    if self.max_length is not None and self.max_length < 1:
+      raise errors.ConfigError(what='T5Config.max_length', got=self.max_length, expected='a positive number, or None')
     if self.num_buckets % 4 or self.max_distance <= self.num_buckets // 2:
       raise errors.ConfigError(
           what='T5Config.num_buckets', got=(self.num_buckets, self.max_distance),

@@ -32,6 +32,7 @@ class ToyLM:
     window: tokens further back than this are not seen; 0 sees everything.
     scale: standard deviation of the table's entries.
     has_encoder: whether prompts carry encoder tokens.
+    max_length: the most tokens a row may have, None for any.
   """
 
   vocab_size: int
@@ -40,6 +41,7 @@ class ToyLM:
   scale: float = 1.0
   has_encoder: bool = False
   max_extend: ClassVar[None] = None  # every token is kept
+  max_length: int | None = None
 
   def init(self, key) -> Any:
     shape = (self.memory, self.vocab_size, self.vocab_size)
