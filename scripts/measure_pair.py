@@ -24,7 +24,6 @@ from specjax.checkpoints import native
 from specjax.metrics import statistics
 from specjax.pairs import builtin
 from specjax.tasks import synthetic
-from specjax.tasks import vocabulary
 from specjax.training import loop
 from specjax.training import optimizer as optimizers
 
@@ -85,9 +84,8 @@ def load_models():
 
 def pair_of(target, drafter):
   """The `Pair` in which `drafter` drafts for `target`."""
-  return builtin.Pair(
-      name=_PAIR.value, family=builtin.MODELS[f'{_PAIR.value}_target'].kind, target=target.model, drafter=drafter.model,
-      params={'target': target.params, 'drafter': drafter.params}, tokenizer=vocabulary.load_builtin_tokenizer())
+  return builtin.make_pair(
+      _PAIR.value, target=(target.model, target.params), drafter=(drafter.model, drafter.params))
 
 
 def generate(pair, examples, method, temperature):

@@ -17,6 +17,7 @@ _LAZY = {
     'Lossless': ('specjax.rules', 'Lossless'),
     'Chow': ('specjax.rules', 'Chow'),
     'TokenV3': ('specjax.rules', 'TokenV3'),
+    'Pair': ('specjax.decode.pair', 'Pair'),
     'load_pair': ('specjax.pairs.builtin', 'load_pair'),
 }
 

@@ -76,7 +76,7 @@ def build_decoder(pair, method: Method, *, knob: dict, num_draft_tokens: int, bo
   """(decoder, params): the loop of one method on a loaded pair.
 
   Args:
-    pair: a `specjax.pairs.builtin.Pair`.
+    pair: a `specjax.Pair`.
     method: which method.
     knob: name -> value; traced, so another value never recompiles.
     num_draft_tokens: K; unused by autoregressive methods.

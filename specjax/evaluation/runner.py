@@ -35,7 +35,7 @@ class PairRunner:
   """One loaded pair.
 
   Args:
-    pair: a `specjax.pairs.builtin.Pair`.
+    pair: a `specjax.Pair`.
     checkpoint_sha256: of its weights' files, None when they are not files.
     dtype: of weights and activations, for the record.
     bonus: whose law the token after full acceptance follows.

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 from specjax.checkpoints import native
 from specjax.core import errors
 from specjax.core import protocols
+from specjax.decode import pair as pair_lib
 from specjax.models import gemma
 from specjax.models import t5
+from specjax.tasks import prompts
 from specjax.tasks import vocabulary
-
-Kind = Literal['decoder-only', 'encoder-decoder']
 
 VOCAB_SIZE = 896
 
@@ -35,36 +35,9 @@ class ModelSpec:
   config: gemma.DecoderConfig | t5.T5Config
 
   @property
-  def kind(self) -> Kind:
+  def kind(self) -> pair_lib.Family:
     """How examples are laid out for it."""
     return 'decoder-only' if self.family == 'gemma' else 'encoder-decoder'
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-  """A target, a drafter, their parameters and the tokenizer they share.
-
-  Attributes:
-    params: {'target': ..., 'drafter': ...}.
-  """
-
-  name: str
-  family: Kind
-  target: protocols.LanguageModel
-  drafter: protocols.LanguageModel
-  params: Mapping[str, Any]
-  tokenizer: vocabulary.Tokenizer
-
-  @property
-  def start_token(self) -> int:
-    """What the decoder of an encoder-decoder is given first: the pad token, as in T5."""
-    return self.tokenizer.pad_id
-
-  def encode_prompt(self, text: str) -> list[int]:
-    """The tokens of a question, framed as in training (`specjax.tasks.prompts`)."""
-    if self.family == 'decoder-only':
-      return [self.tokenizer.bos_id, *self.tokenizer.encode(text), self.tokenizer.separator_id]
-    return [*self.tokenizer.encode(text), self.tokenizer.eos_id]
 
 
 def _t5(embed_dim, num_heads, head_dim, mlp_dim, num_encoder_layers, num_decoder_layers):
@@ -131,7 +104,7 @@ def spec_from_description(description: Mapping[str, Any], *, where: str) -> Mode
     raise errors.CheckpointError(what='config', where=where, got=str(error)) from error
 
 
-def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLike | None = None) -> Pair:
+def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLike | None = None) -> pair_lib.Pair:
   """The built-in pair `name` ('gemma' or 't5'), its parameters in `dtype`.
 
   Args:
@@ -141,7 +114,7 @@ def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLik
 
   Raises:
     ParamError: no such pair.
-    CheckpointError: a file is missing, damaged, or was trained with another vocabulary.
+    CheckpointError: a file is missing or damaged. VocabError: it was trained with another vocabulary.
   """
   if name not in PAIRS:
     raise errors.ParamError(what='pair', got=name, expected=f'one of {PAIRS}')
@@ -153,22 +126,29 @@ def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLik
         role: load_model(pathlib.Path(data_dir) / name / f'{role}.safetensors', dtype=dtype)
         for role in ('target', 'drafter')
     }
-  return Pair(
-      name=name, family=MODELS[f'{name}_target'].kind, target=loaded['target'][0], drafter=loaded['drafter'][0],
-      params={role: params for role, (_, params) in loaded.items()}, tokenizer=vocabulary.load_builtin_tokenizer(),
-  )
+  return make_pair(name, target=loaded['target'], drafter=loaded['drafter'])
+
+
+def make_pair(
+    name: str, *, target: tuple[protocols.LanguageModel, Any], drafter: tuple[protocols.LanguageModel, Any],
+) -> pair_lib.Pair:
+  """The pair of two (model, parameters) that were trained like the built-in pair `name`."""
+  family, tokenizer = MODELS[f'{name}_target'].kind, vocabulary.load_builtin_tokenizer()
+  return pair_lib.Pair(
+      name=name, family=family, target=target[0], drafter=drafter[0], params={'target': target[1], 'drafter': drafter[1]},
+      tokenizer=tokenizer, start_token=tokenizer.pad_id, frame=lambda text: prompts.prompt_tokens(text, tokenizer, family))
 
 
 def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[protocols.LanguageModel, Any]:
   """The model in a .safetensors file with its description beside it, and its parameters, both in `dtype`.
 
   Raises:
-    CheckpointError: a file is missing, damaged, or was trained with another vocabulary.
+    CheckpointError: a file is missing or damaged. VocabError: it was trained with another vocabulary.
   """
   description = native.load_description(path)
   tokenizer = vocabulary.load_builtin_tokenizer()
   if description.get('tokenizer_sha256') != tokenizer.sha256:
-    raise errors.CheckpointError(
+    raise errors.VocabError(
         what='tokenizer_sha256', where=str(path), got=description.get('tokenizer_sha256'), expected=tokenizer.sha256,
         fix='retrain the pair (scripts/train_pairs.sh) or restore the tokenizer it was trained with',
     )

@@ -4,18 +4,28 @@
     encoder-decoder   encoder: inputs eos    decoder: pad | targets eos
 """
 
+from typing import Literal
+
 from specjax.tasks.example import Example
 from specjax.tasks.vocabulary import Tokenizer
 
 
+def prompt_tokens(text: str, tokenizer: Tokenizer, family: Literal['decoder-only', 'encoder-decoder']) -> list[int]:
+  """A question as a model of the family reads it."""
+  tokens = tokenizer.encode(text)
+  if family == 'decoder-only':
+    return [tokenizer.bos_id, *tokens, tokenizer.separator_id]
+  return [*tokens, tokenizer.eos_id]
+
+
 def decoder_only_prompt(example: Example, tokenizer: Tokenizer) -> list[int]:
   """What a decoder-only model is given before it answers: `bos inputs separator`."""
-  return [tokenizer.bos_id, *tokenizer.encode(example.inputs), tokenizer.separator_id]
+  return prompt_tokens(example.inputs, tokenizer, 'decoder-only')
 
 
 def encoder_tokens(example: Example, tokenizer: Tokenizer) -> list[int]:
   """What the encoder of an encoder-decoder is given: `inputs eos`."""
-  return [*tokenizer.encode(example.inputs), tokenizer.eos_id]
+  return prompt_tokens(example.inputs, tokenizer, 'encoder-decoder')
 
 
 def decoder_start(tokenizer: Tokenizer) -> list[int]:

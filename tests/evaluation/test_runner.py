@@ -17,7 +17,6 @@ from specjax.evaluation import report
 from specjax.evaluation import row_log
 from specjax.evaluation import rows
 from specjax.evaluation import runner
-from specjax.pairs import builtin
 from specjax.tasks import synthetic
 from specjax.tasks import vocabulary
 from specjax.testing import toy
@@ -30,7 +29,7 @@ def _pair(family):
       toy.ToyLM(vocab_size=tokenizer.vocab_size, memory=memory_, scale=2.0, has_encoder=family == 'encoder-decoder')
       for memory_ in (2, 1))
   params = {'target': target.init(jax.random.key(0)), 'drafter': drafter.init(jax.random.key(1))}
-  return builtin.Pair(
+  return pair_lib.Pair(
       name='toy', family=family, target=target, drafter=drafter, params=params, tokenizer=tokenizer)
 
 

@@ -198,7 +198,7 @@ def test_a_model_of_another_vocabulary_is_refused(exports, tmp_path):
   directory = shutil.copytree(exports, tmp_path / 'data')
   beside = directory / 'gemma' / 'target.json'
   beside.write_text(json.dumps(dict(json.loads(beside.read_text()), tokenizer_sha256='0' * 64)))
-  with pytest.raises(errors.CheckpointError, match='tokenizer_sha256.*train_pairs.sh'):
+  with pytest.raises(errors.VocabError, match='tokenizer_sha256.*train_pairs.sh'):
     builtin.load_pair('gemma', data_dir=directory)
 
 
