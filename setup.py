@@ -1,6 +1,9 @@
 """Installs specjax: `pip install -e .[test]`."""
 
+import os
+
 import setuptools
+from setuptools.command import build_py
 
 RUNTIME = [
     'jax>=0.10',
@@ -31,6 +34,16 @@ EXTRAS = {
     't5x': ['t5x @ git+https://github.com/google-research/t5x@cc342d4'],
 }
 
+
+class BuildWithGinFiles(build_py.build_py):
+  """gin/ is no package (it would shadow gin-config): installed, its files lie in specjax/gin_files."""
+
+  def run(self):
+    super().run()
+    if not self.editable_mode:
+      self.copy_tree('gin', os.path.join(self.build_lib, 'specjax', 'gin_files'))
+
+
 setuptools.setup(
     name='specjax',
     version='0.1.0',
@@ -40,6 +53,7 @@ setuptools.setup(
     license='Apache-2.0',
     python_requires='>=3.11',
     packages=setuptools.find_packages(include=['specjax', 'specjax.*']),
+    cmdclass={'build_py': BuildWithGinFiles},
     package_data={
         'specjax': ['ARCHITECTURE.md'],
         'specjax.pairs': ['data/*/*', 'data/*'],

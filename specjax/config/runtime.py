@@ -81,7 +81,7 @@ def load(
     bindings: 'NAME=value' or 'module.constructor.parameter=value'; they override the files.
     search_paths: directories for files and includes.
     allow_modules: packages of the user's own whose constructors the configuration may use.
-    config_root: the last directory that is searched; None is the checkout's `gin`.
+    config_root: the last directory that is searched; None is what specjax ships.
     entry: what is configured, of an importable module: files bind it as `module.entry.parameter`, `bindings` may leave
       the module out.
     overrides: values of the entry's parameters, from flat flags; they count like bindings.

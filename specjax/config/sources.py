@@ -15,8 +15,9 @@ from specjax.core import errors
 MAX_FILES = 100
 COMMAND_LINE = '--gin'
 
-# The configurations that come with a checkout; an installed package has none.
-_SHIPPED = pathlib.Path(__file__).resolve().parents[2] / 'gin'
+# The configurations that come with specjax: those of the checkout, or of an installed package (see setup.py).
+_PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+_SHIPPED = next((path for path in (_PACKAGE.parent / 'gin', _PACKAGE / 'gin_files') if path.is_dir()), None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,12 +46,12 @@ def read(
     files: paths of gin files, looked for as they are and then in the search roots.
     bindings: 'NAME=value' or 'module.constructor.parameter=value', each one line.
     search_paths: directories that files and includes are looked for in.
-    config_root: the last of those directories; None is the `gin` directory of a checkout.
+    config_root: the last of those directories; None is what specjax ships.
 
   Raises:
     ConfigError: for a file that is missing, too large, not text, not gin, or outside the roots; `where` is file:line.
   """
-  root = config_root if config_root is not None else _SHIPPED if _SHIPPED.is_dir() else None
+  root = config_root if config_root is not None else _SHIPPED
   roots = [pathlib.Path(path) for path in [*search_paths, *([root] if root is not None else [])]]
   for directory in roots:
     if not directory.is_dir():

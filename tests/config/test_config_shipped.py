@@ -1,7 +1,10 @@
 """The files of gin/ fit the functions they configure."""
 
 import importlib
+import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -41,3 +44,16 @@ def test_header_says_what_is_required_and_commonly_overridden():
     if '/' not in file:
       head = (ROOT / file).read_text(encoding='utf-8').split('from __gin__')[0]
       assert 'Required:' in head and 'Commonly overridden:' in head, file
+
+
+def test_an_installed_package_has_the_files_too(tmp_path):
+  subprocess.run(
+      [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)], cwd=ROOT.parent, check=True,
+      capture_output=True)
+  installed = {str(path.relative_to(tmp_path / 'specjax' / 'gin_files')) for path in tmp_path.rglob('*.gin')}
+  assert installed == {str(path.relative_to(ROOT)) for path in ROOT.rglob('*.gin')}
+  code = 'from specjax.config import sources; print(sources._SHIPPED)'
+  done = subprocess.run(
+      [sys.executable, '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path)), text=True,
+      check=True, capture_output=True)
+  assert done.stdout.strip() == str(tmp_path / 'specjax' / 'gin_files')
