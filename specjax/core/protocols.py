@@ -75,6 +75,9 @@ class Drafter(Protocol):
 
 
 class TargetRule(Protocol):
+  def num_calls(self, proposal: types.Proposal) -> jax.Array:
+    """int32[B] or int32[], how many passes of the drafter the proposal took."""
+
   """Which law the output follows. *Unbatched*, pure; a pytree whose numbers are leaves.
 
   `truncates`: 'output' mixes untruncated laws and the loop truncates the goal; 'inputs' receives truncated laws and its

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 import numpy as np
 
+from specjax.core import errors
 from specjax.core import types
 
 
@@ -44,7 +45,16 @@ def clear():
 
 
 def prefill(decoder, params, requests, *, capacity):
-  """The decoding state before the first round. Compiled per structure, batch, prompt width and `capacity` (static)."""
+  """The decoding state before the first round. Compiled per structure, batch, prompt width and `capacity` (static).
+
+  Raises:
+    LimitError: the prompts are wider than `capacity`.
+  """
+  width = jnp.shape(requests.prompt.tokens)[1]
+  if capacity < width:
+    raise errors.LimitError(
+        what='capacity', got=capacity, expected=f'at least the {width} tokens of the prompts',
+        fix="make room for the new tokens and the decoder's slack too")
   return compiled('prefill', decoder, params, requests, capacity=capacity)(_leaves(decoder), params, requests)
 
 
@@ -60,7 +70,21 @@ def step(decoder, params, state):
 
 
 def insert(state, rows, other):
-  """`state` with row `rows[i]` int32[N] replaced by row i of `other`; same structure, no recompile."""
+  """`state` with row `rows[i]` int32[N] replaced by row i of `other`; same structure, no recompile.
+
+  Raises:
+    ParamError: no such row, one named twice, or not one for each row of `other`.
+  """
+  rows = np.asarray(rows)
+  if rows.ndim != 1 or not np.issubdtype(rows.dtype, np.integer):
+    raise errors.ParamError(what='rows to insert', got=rows.tolist(), expected='a list of row numbers')
+  batch, count = state.length.shape[0], other.length.shape[0]
+  named = rows.tolist()
+  if len(named) != count or len(set(named)) != count or not all(0 <= row < batch for row in named):
+    # The device would drop a row that does not exist without a word.
+    raise errors.ParamError(
+        what='rows to insert', got=named, expected=f'{count} different numbers in [0, {batch}), one per row of the other')
+  rows = rows.astype(np.int32)
   return compiled('insert', None, state, rows, other)(state, rows, other)
 
 
