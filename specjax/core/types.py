@@ -195,6 +195,28 @@ class RuleInputs:
   position: jax.Array
 
 
+@struct.dataclass(kw_only=True)
+class RouterInputs:
+  """What a router sees before the next token is drawn (*unbatched*).
+
+  Attributes:
+    drafter_log_probs: float[V], the drafter's sampling law, after truncation.
+    drafter_plain_log_probs: float[V], the drafter's law at temperature 1, what confidence is read from.
+    drafter_features: float[D], the drafter's last hidden state, or None.
+    target_log_probs, target_plain_log_probs: the target's, for routers with `needs_target`; else None.
+    uniform: float[] in [0, 1), the router's own random number.
+    position: int32[], index of the token in the sequence.
+  """
+
+  drafter_log_probs: jax.Array
+  drafter_plain_log_probs: jax.Array
+  drafter_features: jax.Array | None
+  target_log_probs: jax.Array | None
+  target_plain_log_probs: jax.Array | None
+  uniform: jax.Array
+  position: jax.Array
+
+
 class Goal(NamedTuple):
   """The law a position must follow: `log_probs` float[V]; `deferral` float[] in [0, 1], the weight of the target."""
 
@@ -243,12 +265,15 @@ class DecodeStats:
   """Integer counters per row, counted on the device over live rows only; all int32[B] or int32[B, K].
 
   A step counts also when nothing was proposed. `accepted` counts draft tokens kept after EOS and limits have cut;
-  `evaluated` is accepted plus 1 if a kept position rejected its draft.
+  `evaluated` is accepted plus 1 if a kept position rejected its draft. `target_calls` counts the passes a row asked for (in
+  a token cascade its deferrals), `target_passes` those of the whole batch while the row was live; the latter alone depends
+  on the row's neighbours.
   """
 
   steps: jax.Array
   emitted: jax.Array
   target_calls: jax.Array
+  target_passes: jax.Array
   drafter_calls: jax.Array
   proposed: jax.Array
   evaluated: jax.Array

@@ -1,6 +1,6 @@
 """The one decoding loop body: propose, extend the target, rule, verify, commit, rewind, count."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from flax import struct
 import jax
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from specjax.core import protocols
 from specjax.core import types
+from specjax.decode import rounds
 from specjax.ops import commit
 from specjax.ops import keys
 from specjax.ops import verification
@@ -22,13 +23,6 @@ class TokenVerifier:
     return verification.verify_tokens(
         accept_uniforms, final_uniforms, tokens=tokens, length=length, drafter_log_probs=drafter_log_probs,
         goal_log_probs=goal_log_probs)
-
-
-class StepTrace(types.NamedTuple):
-  """What the comparisons of one step used, for exact enumeration: the proposal and the verifier's arrays, [B, ...]."""
-
-  proposal: types.Proposal
-  verdict: types.VerdictTrace
 
 
 @struct.dataclass(kw_only=True)
@@ -52,6 +46,12 @@ class SpeculativeDecoder:
   recorder: Any = None
   bonus: Literal['rule', 'target'] = struct.field(pytree_node=False, default='rule')
   with_log_probs: bool = struct.field(pytree_node=False, default=True)
+  num_phases: ClassVar[int] = 1
+
+  @property
+  def num_draft_tokens(self):
+    """K, the most tokens a round drafts."""
+    return self.drafter.num_draft_tokens
 
   @property
   def slack(self):
@@ -67,34 +67,17 @@ class SpeculativeDecoder:
       capacity: static, L: prompt + new tokens + `slack`.
     """
     prompt = requests.prompt
-    batch, width = prompt.tokens.shape
     prefill, cache = self.target.prefill(params['target'], prompt, capacity)
-    drafter_state = self.drafter.init(params.get('drafter'), prompt, prefill, capacity)
-    max_length = prompt.length + requests.max_new_tokens
-    has_room = prompt.length + self.slack <= capacity
-    status = jnp.where(has_room, types.Status.RUNNING, types.Status.CAPACITY)
-    status = jnp.where(requests.max_new_tokens > 0, status, types.Status.LIMIT)
-    log_probs = jnp.zeros((batch, capacity), requests.sampling.temperature.dtype) if self.with_log_probs else None
-    return types.DecodeState(
-        tokens=jnp.pad(prompt.tokens, ((0, 0), (0, capacity - width))),
-        length=prompt.length,
-        prompt_length=prompt.length,
-        max_length=max_length,
-        status=status.astype(jnp.int32),
-        log_probs=log_probs,
-        sampling=requests.sampling,
-        eos_ids=requests.eos_ids,
-        key=keys.row_keys(requests.seed, requests.example_id, requests.sample_index),
-        target_cache=cache,
-        drafter_state=drafter_state,
-        record=None if self.recorder is None else self.recorder.init(batch, capacity),
-        stats=empty_stats(batch, self.drafter.num_draft_tokens),
-    )
+    return rounds.first_state(
+        requests, capacity, slack=self.slack, num_draft_tokens=self.num_draft_tokens, target_cache=cache,
+        drafter_state=self.drafter.init(params.get('drafter'), prompt, prefill, capacity),
+        with_log_probs=self.with_log_probs,
+        record=None if self.recorder is None else self.recorder.init(prompt.length.shape[0], capacity))
 
   def step(self, params, state):
     """The state after one round of every live row."""
     uniforms = keys.round_uniforms(
-        state.key, state.length, num_draft_tokens=self.drafter.num_draft_tokens,
+        state.key, state.length, num_draft_tokens=self.num_draft_tokens,
         dtype=warping.probability_dtype(state.sampling.temperature.dtype))
     return self.step_with(params, state, uniforms)[0]
 
@@ -112,7 +95,7 @@ class SpeculativeDecoder:
     verdict, trace = jax.vmap(self._verify)(
         uniforms.accept, uniforms.final, proposal.tokens, proposal.length, proposal.log_probs, goal.log_probs)
     state = self._commit(params, state, live, proposal, output, goal, verdict, trace, target_cache, drafter_state)
-    return state, StepTrace(proposal, trace)
+    return state, rounds.StepTrace(proposal, trace)
 
   @property
   def _wants_bonus_row(self):
@@ -152,21 +135,8 @@ class SpeculativeDecoder:
   def _commit(self, params, state, live, proposal, output, goal, verdict, trace, target_cache, drafter_state):
     block = jax.vmap(commit.emitted_block)(proposal.tokens, verdict)
     broken = _first_broken(state.sampling, proposal, output, verdict, trace)
-    num_emitted = jnp.minimum(verdict.num_accepted + 1, broken.index)
-    num_kept, hit_eos = jax.vmap(commit.trim)(
-        block, num_emitted=num_emitted, remaining=state.max_length - state.length, eos_ids=state.eos_ids)
-    num_kept = jnp.where(live, num_kept, 0)
-    length = state.length + num_kept
-    capacity = state.tokens.shape[1]
-    # A row that stopped for another reason first (EOS, limit) never reached the broken position.
-    reached = num_kept >= broken.index
-    status = jax.vmap(
-        lambda *args: commit.row_status(**dict(zip(
-            ('is_running', 'hit_eos', 'new_length', 'max_length', 'has_room', 'target_broke', 'drafter_broke'), args))))(
-                live, hit_eos, length, state.max_length, length + self.slack <= capacity,
-                reached & ~hit_eos & (length < state.max_length) & ~broken.is_drafter,
-                reached & ~hit_eos & (length < state.max_length) & broken.is_drafter)
-    tokens = commit.append(state.tokens, block, length=state.length, count=num_kept)
+    tokens, length, status, num_kept = rounds.commit_block(
+        state, live, block, broken, num_emitted=verdict.num_accepted + 1, slack=self.slack)
     kept = types.Verdict(jnp.minimum(verdict.num_accepted, num_kept), verdict.next_token, verdict.path)
     covered = jnp.where(live, length - 1, self.target.length(target_cache))
     log_probs, record = state.log_probs, state.record
@@ -179,7 +149,7 @@ class SpeculativeDecoder:
     return state.replace(
         tokens=tokens,
         length=length,
-        status=jnp.where(live, status, state.status),
+        status=status,
         log_probs=log_probs,
         target_cache=self.target.rewind(target_cache, covered),
         drafter_state=self.drafter.commit(
@@ -207,20 +177,13 @@ class _Laws:
         truncated=warping.truncate(tempered, sampling, live=live))
 
 
-class _Broken(types.NamedTuple):
-  """The first position of a block at which a law is not finite: index int32[B] (K + 1 + slack if none), and whose."""
-
-  index: jax.Array
-  is_drafter: jax.Array
-
-
 def _first_broken(sampling, proposal, output, verdict, trace):
+  """The `rounds.Broken` of a block: the first position whose law was read and is not finite."""
   batch, width = output.logits.shape[:2]
   none = jnp.int32(width + 1)
   index = jnp.arange(width, dtype=jnp.int32)[None, :]
   seen = index <= verdict.num_accepted[:, None]
-  # NaN passes through max, +inf and an all-masked row show in it.
-  target_broke = ~jnp.isfinite(jnp.max(warping.adjust(output.logits, sampling), axis=-1)) & seen
+  target_broke = rounds.is_broken(output.logits, sampling) & seen
   total = jnp.sum(trace.final_probs, axis=-1, keepdims=True)
   no_mass = ~(total > 0) | ~jnp.isfinite(total)
   target_broke |= no_mass & (index == verdict.num_accepted[:, None])
@@ -230,7 +193,7 @@ def _first_broken(sampling, proposal, output, verdict, trace):
   drafter_broke = jnp.pad(drafter_broke, ((0, 0), (0, 1))) & seen
   first = lambda mask: jnp.min(jnp.where(mask, index, none), axis=1)
   target_index, drafter_index = first(target_broke), first(drafter_broke)
-  return _Broken(jnp.minimum(target_index, drafter_index), drafter_index <= target_index)
+  return rounds.Broken(jnp.minimum(target_index, drafter_index), drafter_index <= target_index)
 
 
 def _own_log_probs(logits, block):
@@ -238,16 +201,6 @@ def _own_log_probs(logits, block):
   logits = logits.astype(warping.probability_dtype(logits.dtype))
   at_token = jnp.take_along_axis(logits, block[:, :, None], axis=2)[:, :, 0]
   return at_token - jax.scipy.special.logsumexp(logits, axis=-1)
-
-
-def empty_stats(batch, num_draft_tokens):
-  """`DecodeStats` of zeros."""
-  row = lambda: jnp.zeros((batch,), jnp.int32)
-  by_position = lambda: jnp.zeros((batch, num_draft_tokens), jnp.int32)
-  return types.DecodeStats(
-      steps=row(), emitted=row(), target_calls=row(), drafter_calls=row(), proposed=row(), evaluated=row(),
-      accepted=row(), drafted_by_position=by_position(), evaluated_by_position=by_position(),
-      accepted_by_position=by_position())
 
 
 def count_round(stats, live, proposal, verdict, num_kept, *, drafter_calls):
@@ -263,6 +216,7 @@ def count_round(stats, live, proposal, verdict, num_kept, *, drafter_calls):
       steps=stats.steps + one,
       emitted=stats.emitted + num_kept,
       target_calls=stats.target_calls + one,
+      target_passes=stats.target_passes + one,
       drafter_calls=stats.drafter_calls + one * drafter_calls,
       proposed=stats.proposed + one * proposed,
       evaluated=stats.evaluated + one * evaluated,

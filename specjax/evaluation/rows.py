@@ -137,7 +137,7 @@ def build(
       'choices': [choice], 'prompt_tokens': [len(question.prompt)], 'cached_tokens': [0],
       'prompt_sha256': question.prompt_sha256, **efficiency.summary(counts), 'deferral': None,
       'target_calls': counts.target_calls, 'draft_calls': counts.drafter_calls,
-      'target_passes': int(np.max(np.asarray(collected.stats.target_calls))),
+      'target_passes': int(np.max(np.asarray(collected.stats.target_passes))),
       'verified_tokens': counts.proposed + counts.target_calls,
       'drafted_by_position': list(counts.drafted_by_position),
       'evaluated_by_position': list(counts.evaluated_by_position),

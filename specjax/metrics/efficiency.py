@@ -17,6 +17,8 @@ BY_POSITION = ('drafted_by_position', 'evaluated_by_position', 'accepted_by_posi
 class Counts:
   """The counters of `specjax.core.types.DecodeStats`, summed over any set of rows, as Python integers.
 
+  All but `target_passes`, which belongs to a batch: its rows share their passes, so that no sum over rows means anything.
+
   `*_by_position[i]` counts the steps in which at least i + 1 draft tokens were proposed, evaluated or accepted.
   """
 

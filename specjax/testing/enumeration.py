@@ -100,11 +100,12 @@ class Enumerator:
       step's breakpoints are where its trace says.
     policy_breaks: for every request, the n points at which a randomised length policy compares its own uniforms (repeated
       where there are fewer); () without such a policy.
+    phase_of: function of a state -> int[rows], for decoders that start an answer again; the phase grows where one does.
     optimise: whether XLA optimises the step as in production; without, it compiles in half the time.
   """
 
-  def __init__(self, *, rows=512, at=0.5, policy_breaks=(), optimise=False):
-    self.rows, self.at, self.policy_breaks = rows, at, tuple(policy_breaks)
+  def __init__(self, *, rows=512, at=0.5, policy_breaks=(), phase_of=lambda state: 0 * state.length, optimise=False):
+    self.rows, self.at, self.policy_breaks, self.phase_of = rows, at, tuple(policy_breaks), phase_of
     options = None if optimise else {
         'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
     self._prefill = jax.jit(
@@ -133,13 +134,13 @@ class Enumerator:
       cells = self._cells(decoder, params, contexts)
       after = self._run(decoder, params, contexts, cells, _state_after)
       result.num_cells += len(cells.weight)
-      contexts = contexts.advanced(cells, after, result.counters)
+      contexts = contexts.advanced(cells, after, result.counters, self.phase_of)
 
   def _cells(self, decoder, params, contexts):
     """The cells of one round of all contexts."""
-    num_draft_tokens = decoder.drafter.num_draft_tokens
+    num_draft_tokens = decoder.num_draft_tokens
     cells = Cells.whole(contexts.weight, num_draft_tokens, self.at)
-    for i in range(num_draft_tokens if self.policy_breaks else 0):
+    for i in range(max(num_draft_tokens, 1) if self.policy_breaks else 0):
       breaks = np.array(self.policy_breaks, np.float64)[contexts.request[cells.context]]
       edges = np.pad(np.pad(breaks, ((0, 0), (1, 0))), ((0, 0), (0, 1)), constant_values=1)
       cells, _ = cells.split('policy', (i,), edges, self.at)
@@ -195,10 +196,11 @@ class _Contexts:
       law[outcome] = law.get(outcome, 0.0) + self.weight[row]
     return _Contexts(jax.tree.map(lambda x: x[running], self.state), self.weight[running], self.request[running])
 
-  def advanced(self, cells, after, counters):
+  def advanced(self, cells, after, counters, phase_of):
     """The contexts of the next round: equal outcomes merged. Adds what the round counted to `counters`."""
     before = jax.tree.map(lambda x: x[cells.context], (self.state.length, self.state.status, self.state.stats))
-    stuck = (after.status == types.Status.RUNNING) & (after.length <= before[0])
+    starts_again = phase_of(after) > phase_of(self.state)[cells.context]
+    stuck = (after.status == types.Status.RUNNING) & (after.length <= before[0]) & ~starts_again
     _require(not stuck.any(), 'a round emitted nothing and the row still runs')
     request = self.request[cells.context]
     num_requests = int(self.request.max()) + 1 if not counters else next(iter(counters.values())).shape[0]

@@ -20,6 +20,7 @@ from jax import lax
 
 from specjax.core import checks
 from specjax.core import types
+from specjax.decode import rounds
 from specjax.decode import run
 from specjax.decode import speculative
 from specjax.drafters import model as model_drafter
@@ -456,7 +457,7 @@ _plant('M44', 'bad_inputs', 'unequal vocabularies are let through')(
 
 @_plant('S4', 'nonfinite_row_stops', 'logits are not tested for NaN')
 def _():
-  none = lambda sampling, proposal, output, verdict, trace: speculative._Broken(
+  none = lambda sampling, proposal, output, verdict, trace: rounds.Broken(
       jnp.full_like(verdict.num_accepted, output.logits.shape[1] + 1), jnp.zeros_like(verdict.num_accepted, bool))
   return [(speculative, '_first_broken', none)]
 

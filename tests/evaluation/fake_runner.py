@@ -122,7 +122,7 @@ class FakeRunner:
     tokens = np.zeros((batch, shape.capacity), np.int32)
     length, prompt_length = np.ones(batch, np.int32), np.ones(batch, np.int32)
     columns = {name: np.zeros(batch, np.int64) for name in (
-        'steps', 'emitted', 'target_calls', 'drafter_calls', 'proposed', 'evaluated', 'accepted')}
+        'steps', 'emitted', 'target_calls', 'target_passes', 'drafter_calls', 'proposed', 'evaluated', 'accepted')}
     columns |= {name: np.zeros((batch, k), np.int64) for name in (
         'drafted_by_position', 'evaluated_by_position', 'accepted_by_position')}
     for row, (question, (made, steps, accepted)) in enumerate(zip(questions, simulated, strict=True)):
@@ -139,7 +139,8 @@ class FakeRunner:
         columns['evaluated_by_position'][row, :evaluated] += 1
         columns['accepted_by_position'][row, :chain] += 1
         emitted += chain + 1
-      columns['steps'][row] = columns['target_calls'][row] = steps
+      for name in ('steps', 'target_calls', 'target_passes'):
+        columns[name][row] = steps
       columns['drafter_calls'][row] = columns['proposed'][row] = k * steps
       columns['accepted'][row] = sum(accepted)
       columns['emitted'][row] = len(made)

@@ -65,7 +65,7 @@ def test_sum_pads_to_the_longest_draft():
 def test_rows_add_up_to_the_total_beyond_int32():
   names = efficiency.SCALARS
   stats = types.DecodeStats(
-      **{name: np.array([2**31 - 1, 2**31 - 1], np.int64) for name in names},
+      **{name: np.array([2**31 - 1, 2**31 - 1], np.int64) for name in (*names, 'target_passes')},
       **{name: np.array([[3, 1], [2, 0]], np.int64) for name in efficiency.BY_POSITION})
   rows = [efficiency.row_counts(stats, row) for row in range(2)]
   assert efficiency.sum_counts(rows) == efficiency.total_counts(stats)
