@@ -105,6 +105,20 @@ class Verifier(Protocol):
     """Accepts a prefix of `tokens` int32[K] and draws the next token. `goal_log_probs` float[K + 1, V]."""
 
 
+class Router(Protocol):
+  """Who draws the next token. *Unbatched*, pure; a pytree whose numbers are leaves."""
+
+  needs_target: bool
+  knobs: tuple[str, ...]  # names of its numbers
+
+  def __call__(self, params: Any, inputs: types.RouterInputs) -> jax.Array:
+    """bool[], whether the target draws the next token.
+
+    A router that reads a NaN must not defer: the row then stops for the drafter. With `needs_target` (oracles) the target
+    runs for every token, and the row stops when either law is broken.
+    """
+
+
 class Recorder(Protocol):
   """What a caller keeps of each step; runs after trimming."""
 

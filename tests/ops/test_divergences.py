@@ -25,3 +25,10 @@ def test_kl_divergence_and_entropy():
   assert np.isclose(divergences.kl_divergence(log(SPARSE), log(Q)), np.log(0.5 / 0.5) / 2 + np.log(0.5 / 0.25) / 2, atol=1e-6)
   assert divergences.kl_divergence(log(Q), log(SPARSE)) == np.inf
   assert np.isclose(divergences.entropy(log(SPARSE)), np.log(2), atol=1e-6)
+
+
+def test_a_broken_law_has_no_divergence():
+  law, broken = jnp.log(jnp.array([0.5, 0.25, 0.25])), jnp.full(3, jnp.nan)
+  assert jnp.isnan(divergences.entropy(broken))
+  for first, second in ((law, broken), (broken, law), (broken, broken)):
+    assert jnp.isnan(divergences.kl_divergence(first, second)) and jnp.isnan(divergences.total_variation(first, second))

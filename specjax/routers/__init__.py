@@ -1,0 +1,8 @@
+"""Routers: which model draws the next token of a token cascade. Every number of a router is traced."""
+
+from specjax.routers.confidence import ChowRouter
+from specjax.routers.confidence import DiffOracle
+from specjax.routers.confidence import EntropyRouter
+from specjax.routers.confidence import RandomRouter
+
+__all__ = ['ChowRouter', 'DiffOracle', 'EntropyRouter', 'RandomRouter']
