@@ -5,8 +5,11 @@
   python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
   python -m specjax.eval list [methods|tasks|pairs]          what can be named
 
-Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (--help lists them), --gin_file=FILE and --gin.NAME=value;
-what is not given comes from gin/eval.gin (bench: gin/bench.gin). Ctrl-C stops after the batch in flight, with exit code 130; the same command with --resume goes on.
+Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (--help lists them), --gin_file=FILE and
+--gin.NAME=value; what is not given comes from gin/eval.gin (bench: gin/bench.gin). `plot` and `list` take no flags.
+
+Exit codes: 0 done; 2 something to mend, in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped after the batch in flight: the
+same command with --resume goes on.
 """
 
 import logging
@@ -54,6 +57,8 @@ def main(argv):
     return 0
   if verb not in VERBS or (objects and verb in DEFAULTS):
     raise ConfigError(what='verb', where='command line', got=' '.join(given.operands), expected=f'one of {", ".join(VERBS)}')
+  if verb not in DEFAULTS:
+    _refuse_flags(verb, given)
   if verb == 'list':
     print(listing.text(objects[0] if objects else None))
     return 0
@@ -64,6 +69,17 @@ def main(argv):
     show(directory)
     return 0
   return sweep(verb, given)
+
+
+def _refuse_flags(verb, given):
+  """`ConfigError` for flags that a verb without a sweep would not read; `plot` may have its directory as --output_path."""
+  read = ('output_path',) if verb == 'plot' and len(given.operands) == 1 else ()
+  ignored = [f'--{name}' for name in given.overrides if name not in read]
+  ignored += [f'--gin_file={name}' for name in given.files] + [f'--gin.{binding}' for binding in given.bindings]
+  ignored += ['--gin_search_paths'] * bool(given.search_paths) + ['--allow_module'] * bool(given.allow_modules)
+  if ignored:
+    raise ConfigError(
+        what='flag', where='command line', got=' '.join(ignored), expected=f'no flags with {verb!r}', fix='leave them out')
 
 
 def sweep(verb, given):

@@ -76,7 +76,9 @@ def test_list_names_everything(capsys):
 @pytest.mark.parametrize('argv, text', [
     (('--thresolds=0.1',), 'did you mean --thresholds?'), (('evaluate',), 'one of run, bench, plot, list'),
     (('list', 'chips'), 'one of methods, tasks, pairs'), (('plot',), 'plot DIR'), (('run', '--repeats=x'), '--repeats'),
-    ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results')])
+    ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results'),
+    (('plot', 'DIR', '--temperatures=1'), '--temperatures'), (('plot', 'DIR', '--output_path=x'), '--output_path'),
+    (('list', '--pairs=t5'), '--pairs'), (('list', '--gin_file=eval.gin'), '--gin_file=eval.gin')])
 def test_what_a_user_can_mend_is_one_line_and_code_2(argv, text, capsys):
   assert _main(*argv) == 2
   assert text in capsys.readouterr().err
