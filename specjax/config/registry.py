@@ -20,8 +20,7 @@ from specjax.config import statements
 from specjax.core import errors
 
 # What the constructors that a configuration may call are exported by.
-PACKAGES = tuple(
-    f'specjax.{name}' for name in ('rules', 'drafters', 'routers', 'models', 'tasks', 'selection', 'decode'))
+PACKAGES = tuple(f'specjax.{name}' for name in ('rules', 'drafters', 'routers'))
 
 _LIBRARY = pathlib.Path(__file__).resolve().parents[1]
 _MODULE = re.compile(r'[A-Za-z]\w*(\.[A-Za-z]\w*)*', re.ASCII)
