@@ -50,7 +50,13 @@ class VocabError(SpecjaxError, ValueError):
 
 
 class LogitsError(SpecjaxError, ArithmeticError):
-  """A model produced NaN, +inf or an all-masked row; names model, example and step."""
+  """A model produced NaN, +inf or an all-masked row; names model, example and step.
+
+  Attributes:
+    partial: the `DecodeResult` of what was decoded until the end of the batch with the broken row, or None.
+  """
+
+  partial = None
 
 
 class TopologyError(SpecjaxError, ValueError):
