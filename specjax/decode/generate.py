@@ -1,14 +1,15 @@
 """`generate`: prompts in, texts out. Everything is checked here, on the host, before anything compiles."""
 
 import dataclasses
-import hashlib
-from typing import Any, Sequence
+from typing import Any
 
 import numpy as np
 
 from specjax.core import checks
 from specjax.core import errors
 from specjax.core import types
+from specjax.decode import inputs
+from specjax.decode import memory
 from specjax.decode import methods
 from specjax.decode import run
 
@@ -48,16 +49,18 @@ def generate(
     pair: target, drafter, parameters and tokenizer (see `specjax.load_pair`).
     prompts: texts, or lists of token ids. For an encoder-decoder they are the encoder's input.
     method: a decoder (`specjax.speculative`, `specjax.autoregressive`) or a function of the pair that returns one.
-    sampling: `SamplingParams`.
+    sampling: `SamplingParams`, or one per prompt.
     max_new_tokens: int, or one per prompt; 0 gives an empty output.
-    seed: in [0, 2^32).
+    seed: in [0, 2^32), or one per prompt.
     num_samples: samples per prompt.
     batch_size: rows decoded together; the last batch is filled with inert rows.
-    example_ids: what addresses each prompt's random numbers, in [0, 2^32) or strings; the default is its index.
+    example_ids: what addresses each prompt's random numbers, in [0, 2^32) or strings, no two equal; the default is its
+      index.
     eos_ids: token ids that end a row; the default is the tokenizer's EOS, () is none.
 
   Raises:
-    ParamError, LimitError, PromptError, VocabError: before compilation. LogitsError: a model produced NaN.
+    ParamError, LimitError, PromptError, VocabError: before compilation. LogitsError: a model produced NaN; raised behind
+      the batch, with the `DecodeResult` of all that was decoded as its attribute `partial`.
   """
   batches = plan(
       pair, prompts, method=method, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, num_samples=num_samples,
@@ -67,21 +70,30 @@ def generate(
     state = run.prefill(batches.decoder, pair.params, requests, capacity=batches.capacity)
     state = run.decode(batches.decoder, pair.params, state, max_steps=batches.capacity)
     collected.append(run.collect(state))
+    broken = _broken_rows(collected[-1], batches.example_names[len(collected) * batch_size - batch_size:])
+    if broken is not None:
+      broken.partial = batches.result(collected, pair)
+      raise broken
   return batches.result(collected, pair)
 
 
 def stream(
     pair, prompts, *, method, sampling, max_new_tokens, seed, steps_per_chunk=4, example_ids=None, eos_ids=None,
 ):
-  """Yields, after every `steps_per_chunk` rounds, a list with the new token ids of each prompt (int32 arrays).
+  """An iterator over lists with the new token ids of each prompt (int32 arrays), one list per `steps_per_chunk` rounds.
 
   One batch with all prompts; arguments as in `generate`. The concatenated chunks equal the tokens `generate` returns for
-  the same batch.
+  the same batch. Arguments are checked at the call; LogitsError comes behind the last chunk.
   """
   checks.integer('steps_per_chunk', steps_per_chunk, low=1, high=checks.MAX_NEW_TOKENS)
+  inputs.check_prompts(prompts)
   batches = plan(
       pair, prompts, method=method, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, num_samples=1,
       batch_size=len(prompts), example_ids=example_ids, eos_ids=eos_ids)
+  return _chunks(batches, pair, steps_per_chunk)
+
+
+def _chunks(batches, pair, steps_per_chunk):
   state = run.prefill(batches.decoder, pair.params, batches.requests[0], capacity=batches.capacity)
   seen = run.collect(state).prompt_length
   while True:
@@ -90,7 +102,9 @@ def stream(
     yield [row[start:stop].copy() for row, start, stop in zip(now.tokens, seen, now.length)]
     seen = now.length
     if not (now.status == types.Status.RUNNING).any():
-      _raise_for_broken_rows(now, batches.example_names)
+      broken = _broken_rows(now, batches.example_names)
+      if broken is not None:
+        raise broken
       return
 
 
@@ -107,18 +121,17 @@ class Batches:
   example_names: list[str]
 
   def result(self, collected, pair):
-    """`DecodeResult` of the collected batches; `LogitsError` if a row broke."""
-    count = len(self.prompt_index)
+    """`DecodeResult` of the collected batches, which may be the first ones alone."""
+    count = min(len(self.prompt_index), sum(len(batch.length) for batch in collected))
     rows = [(batch, i) for batch in collected for i in range(len(batch.length))][:count]
     merged = run.Collected(*(_concatenate([getattr(batch, name) for batch in collected], count)
                              for name in run.Collected._fields[:5]), stats=_merge_stats(collected, count), record=None)
-    _raise_for_broken_rows(merged, self.example_names)
     cut = lambda array, batch, i: array[i, batch.prompt_length[i]:batch.length[i]].copy()
     tokens = [cut(batch.tokens, batch, i) for batch, i in rows]
     has_log_probs = merged.log_probs is not None
     return DecodeResult(
-        prompt_index=self.prompt_index,
-        sample_index=self.sample_index,
+        prompt_index=self.prompt_index[:count],
+        sample_index=self.sample_index[:count],
         tokens=tokens,
         length=np.array([len(row) for row in tokens], np.int64),
         status=[types.Status(int(s)) for s in merged.status],
@@ -130,36 +143,42 @@ class Batches:
 
 def plan(pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, batch_size, example_ids, eos_ids):
   """`Batches` for these prompts: all checks, then arrays padded to shared shapes."""
-  decoder = method(pair) if callable(method) else method
+  decoder = inputs.decoder(method, pair)
+  inputs.check_prompts(prompts)
+  count = len(prompts)
   checks.matching_vocabularies(pair.drafter.vocab_size, pair.target.vocab_size)
+  samplings = inputs.per_prompt('sampling', sampling, count, inputs.sampling)
   if getattr(decoder, 'rule', None) is not None:  # a decoder that routes has none
-    methods.check_sampling(decoder.rule, sampling)
+    for params in samplings:
+      methods.check_sampling(decoder.rule, params)
   checks.integer('num_samples', num_samples, low=1, high=checks.MAX_SAMPLES)
   checks.integer('batch_size', batch_size, low=1, high=checks.MAX_SAMPLES)
-  seed = checks.seed(seed)
-  if not len(prompts):
-    raise errors.PromptError(what='prompts', got=0, expected='at least one prompt')
-  names = [str(i) for i in range(len(prompts))] if example_ids is None else [str(name) for name in example_ids]
-  addresses = [example_address(i if example_ids is None else example_ids[i]) for i in range(len(prompts))]
-  ids = [_encode(pair, prompt, name) for prompt, name in zip(prompts, names)]
-  limits = _limits(max_new_tokens, len(prompts))
-  eos = _eos(pair, eos_ids)
-  prompt_index = np.repeat(np.arange(len(prompts)), num_samples)
-  sample_index = np.tile(np.arange(num_samples), len(prompts))
+  seeds = inputs.per_prompt('seed', seed, count, checks.seed)
+  names = inputs.example_names(example_ids, count)
+  ids = [inputs.encode(pair, prompt, name) for prompt, name in zip(prompts, names)]
+  limits = inputs.per_prompt('max_new_tokens', max_new_tokens, count, checks.max_new_tokens)
+  inputs.check_length(pair, lengths=list(map(len, ids)), limits=limits, names=names)
+  eos = inputs.eos_ids(pair, eos_ids)
+  prompt_index = np.repeat(np.arange(count), num_samples)
+  sample_index = np.tile(np.arange(num_samples), count)
   width = bucket(max(map(len, ids)))
-  requests = []
+  requests, dtype = [], inputs.law_dtype(pair)
   for start in range(0, len(prompt_index), batch_size):
     rows = prompt_index[start:start + batch_size]
     requests.append(build_requests(
-        [ids[r] for r in rows], family=pair.family, width=width, batch_size=batch_size, sampling=[sampling] * len(rows),
-        max_new_tokens=[limits[r] for r in rows], eos_ids=eos, seed=[seed] * len(rows),
-        example_id=[addresses[r] for r in rows], sample_index=sample_index[start:start + batch_size],
-        vocab_size=pair.target.vocab_size, start_token=getattr(pair, 'start_token', 0)))
+        [ids[r] for r in rows], family=pair.family, width=width, batch_size=batch_size,
+        sampling=[samplings[r] for r in rows], max_new_tokens=[limits[r] for r in rows], eos_ids=eos,
+        seed=[seeds[r] for r in rows], example_id=[inputs.example_address(names[r]) for r in rows],
+        sample_index=sample_index[start:start + batch_size], vocab_size=pair.target.vocab_size,
+        start_token=getattr(pair, 'start_token', 0), dtype=dtype))
   prompt_width = width if pair.family == 'decoder-only' else 1
+  capacity = prompt_width + bucket(max(limits)) + decoder.slack
+  memory.check_fits(
+      memory.batch_bytes(decoder, pair.params, requests[0], capacity=capacity), available=memory.available_bytes(),
+      where=f'batch_size {batch_size}')
   return Batches(
-      decoder=decoder, requests=requests, capacity=prompt_width + bucket(max(limits)) + decoder.slack,
-      prompt_index=prompt_index, sample_index=sample_index, eos_ids=eos,
-      example_names=[names[r] for r in prompt_index])
+      decoder=decoder, requests=requests, capacity=capacity, prompt_index=prompt_index, sample_index=sample_index,
+      eos_ids=eos, example_names=[str(names[r]) for r in prompt_index])
 
 
 def build_requests(
@@ -177,6 +196,7 @@ def build_requests(
     eos_ids: tuple shared by the rows.
     vocab_size: V, for the bias and mask arrays.
     start_token: decoder start token of an encoder-decoder.
+    dtype: of the sampling parameters: that of the laws they shape.
   """
   for row, tokens in enumerate(ids):
     if len(tokens) > width:
@@ -216,13 +236,6 @@ def bucket(size, multiple=PROMPT_BUCKET):
   return 3 * power // 4 if 3 * power // 4 >= size else power
 
 
-def example_address(name):
-  """uint32 address of an example: integers are themselves, strings are hashed."""
-  if isinstance(name, str):
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], 'big')
-  return checks.integer('example_id', name, low=0, high=2**32 - 1, over=errors.ParamError)
-
-
 def decode_text(tokenizer, tokens, eos_ids):
   """The text of generated tokens, EOS cut off."""
   return tokenizer.decode([int(t) for t in tokens if int(t) not in eos_ids])
@@ -249,46 +262,8 @@ def _sampling_arrays(sampling, pad, vocab_size, dtype):
       min_p=column('min_p', dtype, 0), logit_bias=bias, allowed_tokens=allowed)
 
 
-def _encode(pair, prompt, name):
-  if isinstance(prompt, str):
-    if pair.tokenizer is None:
-      raise errors.PromptError(what='text prompt', where=f'example {name}', got='str', expected='token ids',
-                               fix='this pair has no tokenizer')
-    prompt = pair.encode_prompt(prompt)
-  prompt = [int(t) for t in prompt] if _is_integers(prompt) else prompt
-  if not len(prompt):
-    raise errors.PromptError(what='prompt', where=f'example {name}', got='no tokens', expected='at least one token')
-  if len(prompt) > checks.MAX_PROMPT_TOKENS:
-    raise errors.LimitError(what='prompt tokens', where=f'example {name}', got=len(prompt),
-                            expected=f'at most {checks.MAX_PROMPT_TOKENS}')
-  checks.token_ids(prompt, pair.target.vocab_size, where=f'example {name}')
-  return prompt
-
-
-def _is_integers(prompt):
-  return np.issubdtype(np.asarray(prompt).dtype, np.integer)
-
-
-def _limits(max_new_tokens, count):
-  per_prompt = list(max_new_tokens) if isinstance(max_new_tokens, Sequence | np.ndarray) else [max_new_tokens] * count
-  if len(per_prompt) != count:
-    raise errors.ParamError(what='max_new_tokens', got=f'{len(per_prompt)} values', expected=f'one, or {count}')
-  return [checks.max_new_tokens(value) for value in per_prompt]
-
-
-def _eos(pair, eos_ids):
-  if eos_ids is None:
-    return (pair.tokenizer.eos_id,) if pair.tokenizer is not None else ()
-  checks.token_ids(list(eos_ids), pair.target.vocab_size, what='eos id')
-  return tuple(int(token) for token in eos_ids)
-
-
 def _concatenate(arrays, count):
-  return None if arrays[0] is None else np.concatenate(_same_width(arrays))[:count]
-
-
-def _same_width(arrays):
-  return [np.asarray(array) for array in arrays]
+  return None if arrays[0] is None else np.concatenate(arrays)[:count]
 
 
 def _merge_stats(collected, count):
@@ -297,14 +272,17 @@ def _merge_stats(collected, count):
       name: np.concatenate([getattr(batch.stats, name) for batch in collected])[:count] for name in fields})
 
 
-def _raise_for_broken_rows(collected, names):
+def _broken_rows(collected, names):
+  """`LogitsError` that names the first of the `collected` rows whose laws broke, or None."""
   for status, model in ((types.Status.NONFINITE, 'target'), (types.Status.NONFINITE_DRAFTER, 'drafter')):
     rows = np.flatnonzero(collected.status[:len(names)] == status)
     if rows.size:
       row = int(rows[0])
       step = int(collected.stats.steps[row])
-      raise errors.LogitsError(
+      count = min(len(collected.status), len(names))
+      return errors.LogitsError(
           f'the {model} produced logits that are NaN, +inf or all masked: example {names[row]}, step {step} '
-          f'({rows.size} of {len(names)} rows); no token was emitted from them',
+          f'({rows.size} of {count} rows); no token was emitted from them',
           what=f'{model} logits', where=f'example {names[row]}, step {step}', got='not finite', expected='finite logits',
           fix='check the checkpoint and its dtype; allowed_tokens must leave a token')
+  return None

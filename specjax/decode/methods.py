@@ -12,7 +12,7 @@ def speculative(*, num_draft_tokens, rule=None, bonus='rule', max_draft_tokens=N
   """A method: speculative decoding with the pair's drafter.
 
   Args:
-    num_draft_tokens: K in [0, 256]; 0 is autoregressive decoding of the target.
+    num_draft_tokens: K in [0, 256]; 0 is autoregressive decoding of the target, and refuses a rule with another law.
     rule: a target rule (`specjax.rules`); None is lossless.
     bonus: 'rule' or 'target', the law of the token after full acceptance.
     max_draft_tokens: traced cap in 0..K on the proposal's length; 0 is the autoregressive baseline of the same executable.
@@ -24,10 +24,14 @@ def speculative(*, num_draft_tokens, rule=None, bonus='rule', max_draft_tokens=N
   if bonus not in ('rule', 'target'):
     raise errors.ParamError(what='bonus', got=bonus, expected="'rule' or 'target'")
   rule = lossless.Lossless() if rule is None else check_rule(rule)
+  if num_draft_tokens == 0 and not rule.is_lossless:
+    raise errors.ParamError(
+        what=f'rule {type(rule).__name__} with num_draft_tokens', got=0, expected='at least 1',
+        fix="without drafts there is the target's law alone: leave the rule out, or draft; max_draft_tokens=0 keeps a rule")
 
   def method(pair):
     if num_draft_tokens == 0:
-      return autoregressive_decoding.decoder(pair.target)
+      return autoregressive_decoding.decoder(pair.target).replace(with_log_probs=with_log_probs)
     drafter = model_drafter.ModelDrafter(
         model=pair.drafter, num_draft_tokens=num_draft_tokens, max_draft_tokens=max_draft_tokens)
     return speculative_decoding.SpeculativeDecoder(
@@ -42,8 +46,16 @@ def autoregressive(*, width=1):
   return lambda pair: autoregressive_decoding.decoder(pair.target, width=width)
 
 
+def _check_part(what, part, attribute, expected):
+  """`ParamError` for a part that is a name, a number or a class that was not called."""
+  if isinstance(part, type) or getattr(part, attribute, None) is None:
+    got = part.__name__ if isinstance(part, type) else part
+    raise errors.ParamError(what=what, got=got, expected=expected)
+
+
 def check_rule(rule):
   """`rule`, or `ParamError` for a knob that is not a number in its range."""
+  _check_part('rule', rule, 'is_lossless', 'a rule such as specjax.Chow(threshold=0.3)')
   for knob in rule.knobs:
     checks.knob(knob, getattr(rule, knob), where=type(rule).__name__)
   return rule
