@@ -113,6 +113,7 @@ def train_model(texts: Sequence[str], *, vocab_size: int) -> bytes:
 
 
 def main() -> None:
+  """Writes the file that --output names."""
   parser = argparse.ArgumentParser(description='Write the tokenizer of the synthetic tasks.')
   parser.add_argument('--output', type=pathlib.Path, required=True)
   arguments = parser.parse_args()
