@@ -17,7 +17,7 @@ Invariants of the decoding loop (asserted by `specjax.testing.conformance`):
   7. No full sort of the vocabulary (`specjax.ops.warping`).
   8. Draft length depends only on what is known before a token is drawn; a drawn token stays in the proposal.
   9. Capacity is checked on the host, with the widest extend as slack; a full row stops with a status.
- 10. The emitted prefix is what counts: EOS and limits cut inside the step; caches and counters follow.
+ 10. The emitted prefix is what counts: EOS, stop sequences and limits cut inside the step; caches and counters follow.
  11. Numbers are traced, structure is static; every leaf of the decoding state has the batch as leading axis.
  12. Failure under jit is a value: a status per row. NaN never becomes a token.
 """
@@ -138,6 +138,8 @@ class Requests:
     sampling: per-row sampling parameters.
     max_new_tokens: int32[B]; 0 makes the row inert from the start.
     eos_ids: int32[B, E], padded with -1.
+    stop_sequences: int32[B, S, W], token ids, each sequence padded with -1 behind, or None. The row stops behind the
+      first one that its generated tokens end with; the sequence stays in the tokens.
     seed, example_id, sample_index: uint32[B], the first three parts of every uniform's address.
   """
 
@@ -148,6 +150,7 @@ class Requests:
   seed: jax.Array
   example_id: jax.Array
   sample_index: jax.Array
+  stop_sequences: jax.Array | None = None
 
 
 @struct.dataclass(kw_only=True)
@@ -235,7 +238,8 @@ class Verdict(NamedTuple):
 class VerdictTrace(NamedTuple):
   """The arrays a verifier's comparisons used, for exact enumeration. *Unbatched*.
 
-  `accept_probs` float[K]: the test at position i is u[i] < accept_probs[i] (0 beyond the proposal's length).
+  `accept_probs` float[K]: the test at position i is u[i] < accept_probs[i] (0 beyond the proposal's length). Token
+  verification stops at the first test that fails, block verification takes the last that holds.
   `final_probs` float[V]: the (unnormalised) law the next token was drawn from.
   """
 
@@ -264,7 +268,7 @@ class RoundUniforms:
 class DecodeStats:
   """Integer counters per row, counted on the device over live rows only; all int32[B] or int32[B, K].
 
-  A step counts also when nothing was proposed. `accepted` counts draft tokens kept after EOS and limits have cut;
+  A step counts also when nothing was proposed. `accepted` counts draft tokens kept after EOS, stops and limits have cut;
   `evaluated` is accepted plus 1 if a kept position rejected its draft. `target_calls` counts the passes a row asked for (in
   a token cascade its deferrals), `target_passes` those of the whole batch while the row was live; the latter alone depends
   on the row's neighbours.
@@ -294,7 +298,7 @@ class DecodeState:
     max_length: int32[B], the length at which the row stops with LIMIT.
     status: int32[B], a `Status`.
     log_probs: float[B, L], the target's own log-probability (temperature 1, no bias) of each generated token, or None.
-    sampling, eos_ids: as in `Requests`.
+    sampling, eos_ids, stop_sequences: as in `Requests`.
     key: key[B], folded with seed, example id and sample index.
     target_cache, drafter_state, record: pytrees of the parts.
     stats: counters.
@@ -313,3 +317,4 @@ class DecodeState:
   drafter_state: Any
   record: Any
   stats: DecodeStats
+  stop_sequences: jax.Array | None = None

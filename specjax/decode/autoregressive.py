@@ -50,7 +50,15 @@ def reference(model, params, requests):
       tokens[row, length[row]] = drawn[row]
       length[row] += 1
       running[row] = length[row] < stop[row] and drawn[row] not in np.asarray(requests.eos_ids)[row]
+      if requests.stop_sequences is not None:
+        text = tokens[row, prompt.length[row]:length[row]]
+        running[row] &= not _ends_with_one(text, np.asarray(requests.stop_sequences)[row])
   return [tokens[row, prompt.length[row]:length[row]] for row in range(batch)]
+
+
+def _ends_with_one(text, sequences):
+  real = [sequence[sequence >= 0] for sequence in sequences]
+  return any(s.size and s.size <= text.size and np.array_equal(text[-s.size:], s) for s in real)
 
 
 def _as_batch(tokens, length, prompt):

@@ -1,5 +1,6 @@
 """What the decoding loops share around a round: the first state of a batch, and the commit of what a round emitted."""
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -81,6 +82,7 @@ def first_state(
       log_probs=jnp.zeros((batch, capacity), requests.sampling.temperature.dtype) if with_log_probs else None,
       sampling=requests.sampling,
       eos_ids=requests.eos_ids,
+      stop_sequences=requests.stop_sequences,
       key=keys.row_keys(requests.seed, requests.example_id, requests.sample_index),
       target_cache=target_cache,
       drafter_state=drafter_state,
@@ -110,7 +112,8 @@ def is_broken(logits, sampling):
 
 
 def commit_block(state, live, block, broken, *, num_emitted, slack):
-  """`Committed` of a round: the block cut before the broken position, behind an EOS and at the limit, and written.
+  """`Committed` of a round: the block cut before the broken position, behind an EOS or a stop sequence and at the limit,
+  and written.
 
   Args:
     state: before the round.
@@ -120,19 +123,27 @@ def commit_block(state, live, block, broken, *, num_emitted, slack):
     num_emitted: int32[B], how many tokens of the block were drawn.
     slack: slots a row needs beyond its last token to run one more round.
   """
-  num_kept, hit_eos = jax.vmap(commit.trim)(
+  trimmed = jax.vmap(commit.trim)(
       block, num_emitted=jnp.minimum(num_emitted, broken.index), remaining=state.max_length - state.length,
-      eos_ids=state.eos_ids)
-  num_kept = jnp.where(live, num_kept, 0)
+      eos_ids=state.eos_ids, stop_sequences=state.stop_sequences, recent=_recent_tokens(state))
+  num_kept = jnp.where(live, trimmed.num_kept, 0)
   length = state.length + num_kept
-  # A row that stopped for another reason first (EOS, limit) never reached the broken position.
-  reached = (num_kept >= broken.index) & ~hit_eos & (length < state.max_length)
+  # A row that stopped for another reason first (EOS, stop, limit) never reached the broken position.
+  reached = (num_kept >= broken.index) & ~trimmed.hit_eos & ~trimmed.hit_stop & (length < state.max_length)
   status = commit.row_status(
-      is_running=live, hit_eos=hit_eos, new_length=length, max_length=state.max_length,
+      is_running=live, hit_eos=trimmed.hit_eos, hit_stop=trimmed.hit_stop, new_length=length, max_length=state.max_length,
       has_room=length + slack <= state.tokens.shape[1], target_broke=reached & ~broken.is_drafter,
       drafter_broke=reached & broken.is_drafter)
   tokens = commit.append(state.tokens, block, length=state.length, count=num_kept)
   return Committed(tokens, length, jnp.where(live, status, state.status), num_kept)
+
+
+def _recent_tokens(state):
+  """int32[B, W - 1], the generated tokens that a stop sequence may have begun with; None without stop sequences."""
+  if state.stop_sequences is None:
+    return None
+  return jax.vmap(functools.partial(commit.recent_tokens, count=state.stop_sequences.shape[2] - 1))(
+      state.tokens, length=state.length, start=state.prompt_length)
 
 
 def empty_stats(batch, num_draft_tokens):

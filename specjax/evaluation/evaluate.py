@@ -1,6 +1,7 @@
 """`evaluate`: runs pairs x tasks x methods x knobs x sampling x seeds, timed and scored, into rows.jsonl.
 
-    for each pair:  load -> check memory -> compile and warm up every structure -> for each block of points:
+    for each pair:  load -> check memory
+    for each pair:  load -> compile and warm up every structure -> for each block of points:
         for each visit (repeat, batch):  all points of the block, forward and backward in turn -> rows, fsync
 """
 
@@ -98,8 +99,11 @@ def evaluate(
     stack.callback(bar.close)
     sweep = _Sweep(
         config=given, out=out, bar=bar, signals=signals, tasks=loaded, load_runner=load_runner, profile=profile)
-    for pair in dict.fromkeys(pairs):
-      sweep.run_pair(pair, [block for block in blocks if block.points[0].pair == pair])
+    by_pair = {pair: [block for block in blocks if block.points[0].pair == pair] for pair in dict.fromkeys(pairs)}
+    for pair, of_pair in by_pair.items():  # All of them before the first one compiles: a late refusal costs hours.
+      sweep.check_memory(pair, of_pair)
+    for pair, of_pair in by_pair.items():
+      sweep.run_pair(pair, of_pair)
     sweep.finish()
   return out.path
 
@@ -131,25 +135,40 @@ class _Sweep:
     self._profile = profile
     self._session = out.run['sessions'][-1]
 
-  def run_pair(self, pair, blocks):
-    """Measures what is missing of one pair."""
-    if not any(self._missing(point, self._tasks[point.task].examples) for block in blocks for point in block.points):
-      LOG.info('%s: all rows are there', pair)
-      return
+  def check_memory(self, pair, blocks):
+    """Raises `LimitError` when a point of one pair that is still to be measured cannot fit."""
+    pending = self._pending(blocks)
+    if pending:
+      runner, _, shape = self._load(pair)
+      # What a point holds depends on K and the batch; the first of each is the largest (the target's own).
+      for point in {(point.num_draft_tokens, point.batch): point for point in reversed(pending)}.values():
+        memory.check_fits(
+            runner.memory_parts(point, shape), available=memory.available_bytes(), where=point.label)
+
+  def _pending(self, blocks):
+    return [point for block in blocks for point in block.points
+            if self._missing(point, self._tasks[point.task].examples)]
+
+  def _load(self, pair):
+    """(runner, questions by task, shape) of a pair."""
     runner = self._load_runner(pair, **{name: self._config[name] for name in ('dtype', 'bonus', 'force_length')})
     questions = {name: _questions(task, runner) for name, task in self._tasks.items()}
     shape = runner.shape(
         [question for asked in questions.values() for question in asked],
         max_new_tokens=self._config['max_new_tokens'], num_draft_tokens=max(self._config['num_draft_tokens']))
+    return runner, questions, shape
+
+  def run_pair(self, pair, blocks):
+    """Measures what is missing of one pair."""
+    pending = self._pending(blocks)
+    if not pending:
+      LOG.info('%s: all rows are there', pair)
+      return
+    runner, questions, shape = self._load(pair)
     self._out.record_pair(pair, runner.metadata() | {'shape': shape._asdict(), 'step_costs': runner.step_costs(shape)})
     if 'machine' not in self._out.run:
       self._out.run['machine'] = runner.machine()._asdict()
-    pending = [point for block in blocks for point in block.points if self._missing(point, questions[point.task])]
     structures = {point.structure: point for point in reversed(pending)}
-    # What a point holds depends on K and the batch; the first of each is the largest (the target's own).
-    for point in {(point.num_draft_tokens, point.batch): point for point in structures.values()}.values():
-      memory.check_fits(
-          runner.memory_parts(point, shape), available=memory.available_bytes(), where=point.label)
     self._warm_up(runner, list(structures.values())[::-1], questions, shape)
     for block in blocks:
       self._measure(block, runner, questions[block.points[0].task], shape)

@@ -20,6 +20,7 @@ class Request:
   max_new_tokens: int
   warp: oracles.Warp = oracles.Warp()
   eos_ids: tuple[int, ...] = ()
+  stop_sequences: tuple[tuple[int, ...], ...] = ()
   encoder: tuple[int, ...] | None = None
 
 
@@ -50,6 +51,9 @@ def arrays(requests, *, vocab_size, dtype=np.float64):
   if any(request.encoder is not None for request in requests):
     encoder = _padded([request.encoder for request in requests], 0)
   eos_ids, _ = _padded([request.eos_ids or (-1,) for request in requests], -1)
+  stops = None
+  if any(request.stop_sequences for request in requests):
+    stops = _stop_sequences([request.stop_sequences for request in requests])
   index = np.arange(len(requests), dtype=np.uint32)
   return types.Requests(
       prompt=types.Prompt(tokens, length, *encoder),
@@ -57,7 +61,8 @@ def arrays(requests, *, vocab_size, dtype=np.float64):
           temperature=column('temperature', dtype), top_k=column('top_k', np.int32), top_p=column('top_p', dtype),
           min_p=column('min_p', dtype), logit_bias=bias, allowed_tokens=allowed),
       max_new_tokens=np.array([request.max_new_tokens for request in requests], np.int32), eos_ids=eos_ids,
-      seed=np.zeros(len(requests), np.uint32), example_id=index, sample_index=np.zeros(len(requests), np.uint32))
+      stop_sequences=stops, seed=np.zeros(len(requests), np.uint32), example_id=index,
+      sample_index=np.zeros(len(requests), np.uint32))
 
 
 def capacity(decoder, requests):
@@ -112,7 +117,8 @@ class Oracle:
 
 def compare(
     joint: enumeration.JointLaw, oracle: Oracle, *, num_draft_tokens: int, goal: Callable[..., Any] = oracles.lossless_goal,
-    bonus: str = 'rule', stops: list[Any] | None = None, drafts: list[Any] | None = None,
+    bonus: str = 'rule', verifier: str = 'token', stops: list[Any] | None = None, drafts: list[Any] | None = None,
+    observers: list[Any] | None = None,
 ) -> list[Discrepancy]:
   """A `Discrepancy` per request.
 
@@ -122,14 +128,18 @@ def compare(
     num_draft_tokens: K of the drafter; 0 where nothing is proposed.
     goal: the rule as in `oracles`.
     bonus: 'rule' or 'target'; with 'target' the law is round-structured, otherwise the product of the goals.
-    stops, drafts: per request, `oracles.round_structured`'s `stop` and `oracles.Laws`' `draft`.
+    verifier: 'token' or 'block'; only counters depend on it, and the law with bonus 'target'.
+    stops, drafts, observers: per request, `oracles.round_structured`'s `stop`, `oracles.Laws`' `draft`, and a function
+      of the `oracles.Laws` that returns `oracles.round_structured`'s `observe`.
   """
   result, mass = [], joint.mass()
   for row, request in enumerate(oracle.requests):
     laws = oracle.laws(row, goal=goal, bonus=bonus, draft=drafts[row] if drafts else None)
-    limits = dict(max_new_tokens=request.max_new_tokens, eos_ids=request.eos_ids)
+    limits = dict(
+        max_new_tokens=request.max_new_tokens, eos_ids=request.eos_ids, stop_sequences=request.stop_sequences)
     rounds = oracles.round_structured(
-        laws, num_draft_tokens=num_draft_tokens, stop=stops[row] if stops else lambda *args: 0.0, **limits)
+        laws, num_draft_tokens=num_draft_tokens, verifier=verifier, stop=stops[row] if stops else lambda *args: 0.0,
+        observe=observers[row](laws) if observers else lambda prefix: {}, **limits)
     law = oracles.product_law(laws.goal, **limits) if bonus == 'rule' else rounds.law
     counters = max((
         float(np.max(np.abs(joint.counters[name][row][:np.size(expected)] - expected), initial=0))
@@ -137,6 +147,16 @@ def compare(
         for name, expected in rounds.counters.items()) if joint.counters else 0.0
     result.append(Discrepancy(enumeration.total_variation(law, joint.laws[row]), abs(mass[row] - 1), counters))
   return result
+
+
+def _stop_sequences(rows):
+  """int32[B, S, W] of lists of sequences."""
+  width = max(len(sequence) for row in rows for sequence in row)
+  stops = np.full((len(rows), max(map(len, rows)), width), -1, np.int32)
+  for i, row in enumerate(rows):
+    for j, sequence in enumerate(row):
+      stops[i, j, :len(sequence)] = sequence
+  return stops
 
 
 def _padded(rows, fill):

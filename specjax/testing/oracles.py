@@ -127,7 +127,11 @@ class Laws:
     """float64[V], the law of the token behind the last draft token."""
     if self._bonus == 'rule':
       return self.goal(prefix)
-    return self._remember('bonus', prefix, lambda prefix: self.warp.law(self._target(prefix)))
+    return self.target(prefix)
+
+  def target(self, prefix):
+    """float64[V], the target's sampling law."""
+    return self._remember('target', prefix, lambda prefix: self.warp.law(self._target(prefix)))
 
   def drafter(self, prefix):
     """float64[V], the law draft tokens are drawn from."""
@@ -152,7 +156,16 @@ class Laws:
     return self._memory[kind, prefix]
 
 
-def product_law(law, *, max_new_tokens, eos_ids=()):
+def status_after(tokens, *, max_new_tokens, eos_ids=(), stop_sequences=()):
+  """The `Status` of a row once it has generated `tokens`; at one place EOS comes before a stop, a stop before the limit."""
+  if tokens and tokens[-1] in eos_ids:
+    return types.Status.EOS
+  if any(tokens[-len(sequence):] == tuple(sequence) for sequence in stop_sequences):
+    return types.Status.STOP
+  return types.Status.LIMIT if len(tokens) >= max_new_tokens else types.Status.RUNNING
+
+
+def product_law(law, *, max_new_tokens, eos_ids=(), stop_sequences=()):
   """(tokens, Status) -> probability of drawing token by token from `law(prefix)`: what a K-invariant rule must give."""
   finished, running = {}, {(): 1.0}
   if max_new_tokens == 0:
@@ -162,12 +175,12 @@ def product_law(law, *, max_new_tokens, eos_ids=()):
     for prefix, weight in running.items():
       for token in np.flatnonzero(law(prefix)):
         tokens, mass = (*prefix, int(token)), weight * law(prefix)[token]
-        if int(token) in eos_ids:
-          finished[tokens, types.Status.EOS] = mass
-        elif len(tokens) == max_new_tokens:
-          finished[tokens, types.Status.LIMIT] = mass
-        else:
+        status = status_after(
+            tokens, max_new_tokens=max_new_tokens, eos_ids=eos_ids, stop_sequences=stop_sequences)
+        if status == types.Status.RUNNING:
           longer[tokens] = mass
+        else:
+          finished[tokens, status] = mass
     running = longer
   return finished
 
@@ -181,20 +194,30 @@ class RoundStructured:
 
 
 def round_structured(
-    laws, *, num_draft_tokens, max_new_tokens, eos_ids=(), stop: Callable[..., float] = lambda *args: 0.0):
+    laws, *, num_draft_tokens, max_new_tokens, eos_ids=(), stop_sequences=(), verifier='token',
+    stop: Callable[..., float] = lambda *args: 0.0, observe: Callable[..., dict[str, float]] = lambda prefix: {}):
   """`RoundStructured` of draft, verify, trim.
 
   A drafted token x at a position with goal g and drafter law q is kept with mass min(g(x), q(x)), and the round ends there
   with any token y with mass max(0, g(y) - q(y)): what is rejected is what the residual law has. (Leviathan et al. 2023.)
+
+  Block verification keeps a drafted prefix as a whole: drafted with mass d, it stays with probability w. With one token x
+  more it is drafted with mass d q(x) and stays with min(1, w g(x) / q(x)); what is missing, d max(0, w g(y) - q(y)), ends
+  the round with y. (Sun et al. 2025: the tests h of the algorithm are those that make this true.)
 
   Args:
     laws: `Laws`.
     num_draft_tokens: K.
     max_new_tokens: limit.
     eos_ids: tokens that end a row.
+    stop_sequences: tuples of tokens that end a row.
+    verifier: 'token' or 'block'.
     stop: function (prefix, drafted, drafter law at prefix + drafted) -> probability that the drafter proposes no further
       token. It is not asked at K.
+    observe: function prefix -> dict name -> value, summed over evaluated positions into the counters.
   """
+  ending = lambda tokens: status_after(
+      tokens, max_new_tokens=max_new_tokens, eos_ids=eos_ids, stop_sequences=stop_sequences)
   counters = {name: 0.0 for name in ('steps', 'emitted', 'accepted', 'evaluated')}
   counters |= {name: np.zeros(num_draft_tokens) for name in ('accepted_by_position', 'evaluated_by_position')}
   finished, running = {}, {}
@@ -203,9 +226,8 @@ def round_structured(
 
   def end(prefix, block, accepted, rejected, weight):
     """The round ends: `block` is what it emits, the first `accepted` of it drafted."""
-    block = block[:max_new_tokens - len(prefix)]
-    cut = [i for i, token in enumerate(block) if token in eos_ids]
-    block = block[:cut[0] + 1] if cut else block
+    ends = [i + 1 for i in range(len(block)) if ending(prefix + block[:i + 1]) != types.Status.RUNNING]
+    block = block[:ends[0]] if ends else block
     accepted = min(accepted, len(block))
     evaluated = accepted + int(rejected and len(block) > accepted)
     for name, value in (('emitted', len(block)), ('accepted', accepted), ('evaluated', evaluated)):
@@ -213,39 +235,38 @@ def round_structured(
     counters['accepted_by_position'][:accepted] += weight
     counters['evaluated_by_position'][:evaluated] += weight
     tokens = prefix + block
-    if cut:
-      outcome, store = (tokens, types.Status.EOS), finished
-    elif len(tokens) == max_new_tokens:
-      outcome, store = (tokens, types.Status.LIMIT), finished
-    else:
-      outcome, store = tokens, running
+    outcome, store = ((tokens, ending(tokens)), finished) if ends else (tokens, running)
     store[outcome] = store.get(outcome, 0.0) + weight
 
-  def draft(prefix, drafted, weight):
+  def draft(prefix, drafted, weight, stays):
+    """What follows a draft of mass `weight` that stays with probability `stays`."""
     here = prefix + drafted
-    settled = len(here) >= max_new_tokens or any(token in eos_ids for token in drafted)
-    if settled:  # whatever follows is cut off
-      end(prefix, drafted, len(drafted), False, weight)
+    if drafted and ending(here) != types.Status.RUNNING:  # whatever follows is cut off
+      end(prefix, drafted, len(drafted), False, weight * stays)
       return
     stopping = 1.0 if len(drafted) == num_draft_tokens else stop(prefix, drafted, laws.drafter(here))
     for token in np.flatnonzero(laws.bonus(here)) if stopping > 0 else ():
-      end(prefix, (*drafted, int(token)), len(drafted), False, weight * stopping * laws.bonus(here)[token])
+      end(prefix, (*drafted, int(token)), len(drafted), False, weight * stays * stopping * laws.bonus(here)[token])
     if stopping >= 1:
       return
-    goal, law = laws.goal(here), laws.drafter(here)
+    weight = weight * (1 - stopping)
+    for name, value in observe(here).items():
+      counters[name] = counters.get(name, 0.0) + weight * stays * value
+    goal, law = stays * laws.goal(here), laws.drafter(here)
     for token in range(len(goal)):
       kept, rest = min(goal[token], law[token]), max(goal[token] - law[token], 0.0)
       if kept > 0:
-        draft(prefix, (*drafted, token), weight * (1 - stopping) * kept)
+        drawn, stay = (law[token], kept / law[token]) if verifier == 'block' else (kept, 1.0)
+        draft(prefix, (*drafted, token), weight * drawn, stay)
       if rest > 0:
-        end(prefix, (*drafted, token), len(drafted), True, weight * (1 - stopping) * rest)
+        end(prefix, (*drafted, token), len(drafted), True, weight * rest)
 
   running[()] = 1.0
   while running:
     prefix = min(running, key=len)
     weight = running.pop(prefix)
     counters['steps'] += weight
-    draft(prefix, (), weight)
+    draft(prefix, (), weight, 1.0)
   return RoundStructured(finished, counters)
 
 

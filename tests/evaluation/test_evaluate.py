@@ -224,6 +224,18 @@ def test_batch_that_cannot_fit_is_refused_with_the_numbers_before_anything_compi
   assert not calls
 
 
+def test_a_second_pair_that_cannot_fit_is_refused_before_the_first_compiles(tmp_path):
+  calls = []
+
+  class HugeSecond(fake_runner.FakeRunner):
+    def memory_parts(self, point, shape):
+      return {'caches': 2**50 if self.name == 't5' else 1}
+
+  with pytest.raises(LimitError, match='t5.*caches 1048576.00 GiB'):
+    _run(tmp_path, pairs=['gemma', 't5'], load_runner=functools.partial(HugeSecond, before_generate=calls.append))
+  assert not calls
+
+
 def test_memory_of_unknown_size_refuses_nothing():
   memory.check_fits({'caches': 2**60}, available=None, where='here')
   assert memory.available_bytes() > 2**20
