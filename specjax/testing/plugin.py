@@ -6,10 +6,12 @@ from specjax.testing import mutants
 
 
 def pytest_addoption(parser):
+  """Adds --mutant."""
   parser.addoption('--mutant', default=None, help=f'plant a bug: one of {", ".join(mutants.MUTANTS)}')
 
 
 def pytest_configure(config):
+  """Refuses a mutant that there is not."""
   name = config.getoption('--mutant')
   if name is not None and name not in mutants.MUTANTS:
     raise pytest.UsageError(f'--mutant={name}: expected one of {", ".join(mutants.MUTANTS)}')
