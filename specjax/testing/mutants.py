@@ -377,16 +377,17 @@ def _trimming(change):
 
 @_plant('M35', 'lossless_law', 'an EOS inside the block is ignored')
 @_trimming
-def _(original, block, *, num_emitted, remaining, eos_ids):
+def _(original, block, *, num_emitted, remaining, eos_ids, **rest):
   kept = jnp.minimum(num_emitted, remaining)
-  return kept, jnp.any(block[jnp.maximum(kept - 1, 0)] == eos_ids)
+  return commit.Trimmed(kept, jnp.any(block[jnp.maximum(kept - 1, 0)] == eos_ids), jnp.zeros((), bool))
 
 
 @_plant('M36', 'lossless_law', 'one more token behind an accepted EOS')
 @_trimming
-def _(original, block, *, num_emitted, remaining, eos_ids):
-  kept, found = original(block, num_emitted=num_emitted, remaining=remaining, eos_ids=eos_ids)
-  return jnp.where(found, jnp.minimum(kept + 1, jnp.minimum(num_emitted, remaining)), kept), found
+def _(original, block, *, num_emitted, remaining, **rest):
+  kept, found, stopped = original(block, num_emitted=num_emitted, remaining=remaining, **rest)
+  more = jnp.minimum(kept + 1, jnp.minimum(num_emitted, remaining))
+  return commit.Trimmed(jnp.where(found, more, kept), found, stopped)
 
 
 @_plant('M37', 'lossless_law', 'a drafted EOS that was rejected finishes the row')
@@ -395,17 +396,17 @@ def _():
     index = jnp.arange(draft_tokens.shape[0] + 1, dtype=jnp.int32)
     return jnp.where(index == verdict.num_accepted, verdict.next_token, jnp.pad(draft_tokens, (0, 1), constant_values=-2))
 
-  def trim(original, block, *, num_emitted, remaining, eos_ids):
-    kept, _ = original(block, num_emitted=num_emitted, remaining=remaining, eos_ids=eos_ids)
-    return kept, jnp.any((block[:, None] == eos_ids[None, :]) & (eos_ids >= 0)[None, :])
+  def trim(original, block, *, eos_ids, **rest):
+    kept, _, stopped = original(block, eos_ids=eos_ids, **rest)
+    return commit.Trimmed(kept, jnp.any((block[:, None] == eos_ids[None, :]) & (eos_ids >= 0)[None, :]), stopped)
 
   return [(commit, 'emitted_block', emitted_block), *_wrapped(commit, 'trim', trim)]
 
 
 @_plant('S2', 'lossless_law', 'the limit is off by one')
 @_trimming
-def _(original, block, *, num_emitted, remaining, eos_ids):
-  return original(block, num_emitted=num_emitted, remaining=remaining + 1, eos_ids=eos_ids)
+def _(original, block, *, remaining, **rest):
+  return original(block, remaining=remaining + 1, **rest)
 
 
 @_plant('N23', 'acceptance_oracle', 'tokens behind EOS and limit are counted')
