@@ -26,6 +26,16 @@ class TokenVerifier:
 
 
 @struct.dataclass(kw_only=True)
+class BlockVerifier:
+  """Block verification of a chain: the same law, at least as many tokens kept (Sun et al. 2025, Algorithm 2)."""
+
+  def __call__(self, accept_uniforms, final_uniforms, *, tokens, length, drafter_log_probs, goal_log_probs):
+    return verification.verify_block(
+        accept_uniforms, final_uniforms, tokens=tokens, length=length, drafter_log_probs=drafter_log_probs,
+        goal_log_probs=goal_log_probs)
+
+
+@struct.dataclass(kw_only=True)
 class SpeculativeDecoder:
   """Draft, verify, commit. Autoregressive decoding is the drafter that proposes nothing.
 
@@ -91,11 +101,15 @@ class SpeculativeDecoder:
     output, target_cache = self.target.extend(
         params['target'], state.target_cache, jnp.concatenate([pending, proposal.tokens], axis=1),
         count=jnp.where(live, proposal.length + 1, 0))
-    goal = self._goal(params.get('rule'), state, proposal, output, live)
+    target = _Laws.of(output.logits, state.sampling, live)
+    goal = self._goal(params.get('rule'), state, proposal, target, live)
     verdict, trace = jax.vmap(self._verify)(
         uniforms.accept, uniforms.final, proposal.tokens, proposal.length, proposal.log_probs, goal.log_probs)
-    state = self._commit(params, state, live, proposal, output, goal, verdict, trace, target_cache, drafter_state)
-    return state, rounds.StepTrace(proposal, trace)
+    broken = _first_broken(target, proposal, verdict, trace)
+    after = self._commit(params, state, live, proposal, output, goal, verdict, broken, target_cache, drafter_state)
+    if self.recorder is not None:
+      after = self._recorded(state, after, proposal, output, target, goal, verdict)
+    return after, rounds.StepTrace(proposal, trace)
 
   @property
   def _wants_bonus_row(self):
@@ -106,12 +120,11 @@ class SpeculativeDecoder:
         accept, final, tokens=tokens, length=length, drafter_log_probs=drafter_log_probs,
         goal_log_probs=goal_log_probs)
 
-  def _goal(self, rule_params, state, proposal, output, live):
-    """The `Goal` of every position, [B, K + 1, ...], truncated."""
-    target = _Laws.of(output.logits, state.sampling, live)
+  def _goal(self, rule_params, state, proposal, target, live):
+    """The `Goal` of every position, [B, K + 1, ...], truncated; `target` are the target's `_Laws`."""
     has_law = self.rule.needs_drafter_law
     drafter = _Laws.of(proposal.logits, state.sampling, live) if has_law else None
-    position = state.length[:, None] + jnp.arange(output.logits.shape[1], dtype=jnp.int32)[None, :]
+    position = state.length[:, None] + jnp.arange(target.plain.shape[1], dtype=jnp.int32)[None, :]
     pick = (lambda laws: laws.truncated) if self.rule.truncates == 'inputs' else (lambda laws: laws.tempered)
     inputs = types.RuleInputs(
         drafter_log_probs=pick(drafter) if has_law else None,
@@ -132,20 +145,16 @@ class SpeculativeDecoder:
       log_probs = jnp.where(is_bonus[:, :, None], target.truncated, log_probs)
     return types.Goal(log_probs, goal.deferral)
 
-  def _commit(self, params, state, live, proposal, output, goal, verdict, trace, target_cache, drafter_state):
+  def _commit(self, params, state, live, proposal, output, goal, verdict, broken, target_cache, drafter_state):
     block = jax.vmap(commit.emitted_block)(proposal.tokens, verdict)
-    broken = _first_broken(state.sampling, proposal, output, verdict, trace)
     tokens, length, status, num_kept = rounds.commit_block(
         state, live, block, broken, num_emitted=verdict.num_accepted + 1, slack=self.slack)
     kept = types.Verdict(jnp.minimum(verdict.num_accepted, num_kept), verdict.next_token, verdict.path)
     covered = jnp.where(live, length - 1, self.target.length(target_cache))
-    log_probs, record = state.log_probs, state.record
+    log_probs = state.log_probs
     if self.with_log_probs:
       own = _own_log_probs(output.logits, block).astype(log_probs.dtype)
       log_probs = commit.append(log_probs, own, length=state.length, count=num_kept)
-    if self.recorder is not None:
-      record = self.recorder.update(
-          record, tokens=tokens, length=length, proposal=proposal, target_output=output, goal=goal, verdict=kept)
     return state.replace(
         tokens=tokens,
         length=length,
@@ -154,10 +163,18 @@ class SpeculativeDecoder:
         target_cache=self.target.rewind(target_cache, covered),
         drafter_state=self.drafter.commit(
             params.get('drafter'), drafter_state, tokens=tokens, length=length, verdict=kept, target_output=output),
-        record=record,
         stats=count_round(
             state.stats, live, proposal, verdict, num_kept, drafter_calls=self.drafter.num_calls(proposal)),
     )
+
+  def _recorded(self, before, after, proposal, output, target, goal, verdict):
+    """The state `after` a round with its record; `target` are the target's `_Laws`."""
+    num_kept = after.length - before.length
+    return after.replace(record=self.recorder.update(
+        before.record, tokens=after.tokens, length=after.length, num_kept=num_kept,
+        evaluated=after.stats.evaluated - before.stats.evaluated, proposal=proposal, target_output=output,
+        target_log_probs=target.truncated, goal=goal,
+        verdict=verdict._replace(num_accepted=jnp.minimum(verdict.num_accepted, num_kept))))
 
 
 @struct.dataclass(kw_only=True)
@@ -177,20 +194,22 @@ class _Laws:
         truncated=warping.truncate(tempered, sampling, live=live))
 
 
-def _first_broken(sampling, proposal, output, verdict, trace):
+def _first_broken(target, proposal, verdict, trace):
   """The `rounds.Broken` of a block: the first position whose law was read and is not finite."""
-  batch, width = output.logits.shape[:2]
+  width = target.tempered.shape[1]
   none = jnp.int32(width + 1)
   index = jnp.arange(width, dtype=jnp.int32)[None, :]
   seen = index <= verdict.num_accepted[:, None]
-  target_broke = rounds.is_broken(output.logits, sampling) & seen
+  # A NaN, +inf or an all-masked row of logits makes the whole law NaN; this is the law that the goal was made of anyway.
+  target_broke = jnp.isnan(target.tempered[:, :, 0]) & seen
   total = jnp.sum(trace.final_probs, axis=-1, keepdims=True)
   no_mass = ~(total > 0) | ~jnp.isfinite(total)
-  target_broke |= no_mass & (index == verdict.num_accepted[:, None])
+  # A goal without mass at a position where the target's law is one: the drafter's, which the rule read, is none.
+  goal_broke = no_mass & (index == verdict.num_accepted[:, None]) & ~target_broke
   # A broken drafter law is all NaN, its token's entry too.
   at_token = jnp.take_along_axis(proposal.log_probs, proposal.tokens[:, :, None], axis=2)[:, :, 0]
   drafter_broke = jnp.isnan(at_token) & (index[:, :-1] < proposal.length[:, None])
-  drafter_broke = jnp.pad(drafter_broke, ((0, 0), (0, 1))) & seen
+  drafter_broke = (jnp.pad(drafter_broke, ((0, 0), (0, 1))) & seen) | goal_broke
   first = lambda mask: jnp.min(jnp.where(mask, index, none), axis=1)
   target_index, drafter_index = first(target_broke), first(drafter_broke)
   return rounds.Broken(jnp.minimum(target_index, drafter_index), drafter_index <= target_index)

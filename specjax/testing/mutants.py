@@ -214,11 +214,11 @@ _plant('M11', 'lossless_law', 'top-k, top-p and min-p are not applied to the tar
 
 @_plant('M12', 'lossless_law', 'min-p is applied to the bonus token and dropped on verified tokens')
 def _():
-  def goal(original, self, params, state, proposal, output, live):
-    right = original(self, params, state, proposal, output, live)
+  def goal(original, self, params, state, proposal, target, live):
+    right = original(self, params, state, proposal, target, live)
     loose = state.replace(sampling=state.sampling.replace(min_p=jnp.zeros_like(state.sampling.min_p)))
-    wrong = original(self, params, loose, proposal, output, live)
-    index = jnp.arange(output.logits.shape[1], dtype=jnp.int32)[None, :, None]
+    wrong = original(self, params, loose, proposal, target, live)
+    index = jnp.arange(target.plain.shape[1], dtype=jnp.int32)[None, :, None]
     return types.Goal(
         jnp.where(index == proposal.length[:, None, None], right.log_probs, wrong.log_probs), right.deferral)
   return _wrapped(speculative.SpeculativeDecoder, '_goal', goal)
@@ -239,9 +239,9 @@ _plant('N15', 'row_independence', 'the greedy row\'s sentinel temperature divide
 
 @_plant('N14', 'lossless_law', 'verification truncates before it applies the temperature')
 def _():
-  def goal(original, self, params, state, proposal, output, live):
-    right = original(self, params, state, proposal, output, live)
-    logits = warping.adjust(output.logits, state.sampling)
+  def goal(original, self, params, state, proposal, target, live):
+    right = original(self, params, state, proposal, target, live)
+    logits = target.plain  # the adjusted logits up to a constant of each row
     kept = warping.truncate(warping.plain_log_probs(logits), state.sampling, live=live) > -jnp.inf
     wrong = warping.tempered_log_probs(jnp.where(kept, logits, -jnp.inf), state.sampling.temperature)
     return types.Goal(wrong, right.deferral)
@@ -458,8 +458,8 @@ _plant('M44', 'bad_inputs', 'unequal vocabularies are let through')(
 
 @_plant('S4', 'nonfinite_row_stops', 'logits are not tested for NaN')
 def _():
-  none = lambda sampling, proposal, output, verdict, trace: rounds.Broken(
-      jnp.full_like(verdict.num_accepted, output.logits.shape[1] + 1), jnp.zeros_like(verdict.num_accepted, bool))
+  none = lambda target, proposal, verdict, trace: rounds.Broken(
+      jnp.full_like(verdict.num_accepted, target.tempered.shape[1] + 1), jnp.zeros_like(verdict.num_accepted, bool))
   return [(speculative, '_first_broken', none)]
 
 
@@ -469,7 +469,8 @@ _plant('S5', 'capacity_stops', 'rounds need no room')(
 
 @_plant('S6', 'token_rule_law', 'the drafter\'s law behind its last draft token is that of the token before')
 def _():
-  def with_bonus(self, logits):
+  def with_bonus(self, logits, index):
+    del logits, index
     return self.replace(logits=self.logits.at[:, -1].set(self.logits[:, -2]))
   return [(model_drafter._Draft, 'with_bonus', with_bonus)]
 

@@ -2,6 +2,8 @@
 
 Enumeration integrates every round by itself and cannot see uniforms that return; here nothing is replaced. The test's level
 is 1e-6; its chance to miss a joint law at total variation 0.005 is at most 1 %, in the worst case, computed and simulated.
+Block verification scans on past a failed test, so that the uniforms of a rejected suffix are no longer uniform given what
+was accepted: with it, random numbers that return in the next round change the law, and are seen.
 """
 
 import itertools
@@ -16,6 +18,7 @@ from specjax.core import types
 from specjax.decode import run
 from specjax.decode import speculative
 from specjax.testing import exactness
+from specjax.testing import mutants
 from specjax.testing import oracles
 from specjax.testing import statistics
 from specjax.testing import toy
@@ -23,21 +26,36 @@ from specjax.testing import toy
 V, K, LENGTH, ROWS, BATCHES = 3, 2, 4, 32768, 62
 TOTAL = ROWS * BATCHES
 MISSED_VARIATION = 0.005
+VERIFIERS = {'token': speculative.TokenVerifier(), 'block': speculative.BlockVerifier()}
+
+
+@pytest.fixture(scope='module', params=VERIFIERS)
+def verifier(request):
+  """'token' or 'block'."""
+  return request.param
 
 
 @pytest.fixture(scope='module')
-def setting():
+def setting(verifier):
   """(pair, decoder, request) of the sampled law."""
+  return setting_of(verifier)
+
+
+def setting_of(verifier):
   pair = toy.toy_pair(vocab_size=V, seed=2, scale=0.5)
   decoder = speculative.SpeculativeDecoder(
       target=pair.target, drafter=drafters.ModelDrafter(model=pair.drafter, num_draft_tokens=K), rule=rules.Lossless(),
-      with_log_probs=False)
+      verifier=VERIFIERS[verifier], with_log_probs=False)
   return pair, decoder, exactness.Request(prompt=(1, 2), max_new_tokens=LENGTH, warp=oracles.Warp(temperature=1.2))
 
 
 @pytest.fixture(scope='module')
 def sampled(setting):
   """(counts int64[V^LENGTH], sums and sums of squares of the counters over rows) of TOTAL sequences."""
+  return sample(setting, BATCHES)
+
+
+def sample(setting, num_batches):
   pair, decoder, request = setting
   one = exactness.arrays([request], vocab_size=V, dtype=np.float32)
   tile = lambda x: np.repeat(x, ROWS, axis=0)
@@ -45,7 +63,7 @@ def sampled(setting):
       'prompt', 'sampling', 'max_new_tokens', 'eos_ids', 'seed', 'sample_index')})
   counts, moments = np.zeros(V**LENGTH, np.int64), {}
   digits = V ** np.arange(LENGTH - 1, -1, -1)
-  for batch in range(BATCHES):
+  for batch in range(num_batches):
     ids = np.arange(batch * ROWS, (batch + 1) * ROWS, dtype=np.uint32)
     state = run.prefill(decoder, pair.params, requests.replace(example_id=ids), capacity=2 + LENGTH + K + 1)
     found = run.collect(run.decode(decoder, pair.params, state, max_steps=LENGTH))
@@ -66,14 +84,14 @@ def _tiled(value, tile):
   return value.replace(**{name: tile(getattr(value, name)) for name in ('temperature', 'top_k', 'top_p', 'min_p')})
 
 
-def exact(setting):
+def exact(setting, verifier='token'):
   """(probabilities of every sequence, `oracles.RoundStructured`) of the request."""
   pair, _, request = setting
   laws = exactness.Oracle.of([request], target=pair.target, drafter=pair.drafter, params=pair.params).laws(0)
   law = oracles.product_law(laws.goal, max_new_tokens=LENGTH)
   sequences = itertools.product(range(V), repeat=LENGTH)
   probs = np.array([law.get((tokens, types.Status.LIMIT), 0.0) for tokens in sequences])
-  return probs, oracles.round_structured(laws, num_draft_tokens=K, max_new_tokens=LENGTH)
+  return probs, oracles.round_structured(laws, num_draft_tokens=K, max_new_tokens=LENGTH, verifier=verifier)
 
 
 def test_two_million_sequences_follow_the_law(setting, sampled):
@@ -100,15 +118,28 @@ def test_the_counts_are_told_apart_from_a_law_at_total_variation_of_half_a_perce
   assert min(calm) > statistics.ALPHA and 0.4 < np.mean(calm) < 0.6
 
 
-def test_measured_acceptance_is_the_closed_form_within_four_sigma(setting, sampled):
+def test_measured_acceptance_is_the_closed_form_within_four_sigma(setting, sampled, verifier):
   """Accepted and evaluated tokens, by position too, and rounds: means of two million rows against sum min(p, q)."""
-  _, rounds = exact(setting)
+  _, rounds = exact(setting, verifier)
   for name, (total, squares) in sampled[1].items():
     mean = np.asarray(total) / TOTAL
     sigma = np.sqrt(np.maximum(np.asarray(squares) / TOTAL - mean**2, 1e-12) / TOTAL)
     distance = np.max(np.abs(mean - rounds.counters[name]) / sigma)
     print(f'{name}: {mean} against {rounds.counters[name]}, {distance:.2f} sigma')
     assert distance < 4
+
+
+def test_uniforms_that_return_in_the_next_round_are_seen_with_block_verification():
+  """Negative control: random numbers addressed by token position, which enumeration cannot see."""
+  setting = setting_of('block')
+  probs, _ = exact(setting)
+  num_batches = 8
+  with mutants.MUTANTS['N25'].applied():
+    reused = sample(setting, num_batches)[0]
+  fresh = sample(setting, num_batches)[0]
+  distance, noise = (0.5 * np.abs(counts / counts.sum() - probs).sum() for counts in (reused, fresh))
+  print(f'{num_batches * ROWS} sequences: total variation {distance:.4f} with returning uniforms, {noise:.4f} with fresh')
+  assert statistics.pearson(reused, probs)[2] < statistics.ALPHA < statistics.pearson(fresh, probs)[2]
 
 
 def test_no_row_meets_a_round_start_twice(setting):
