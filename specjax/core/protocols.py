@@ -120,10 +120,27 @@ class Router(Protocol):
 
 
 class Recorder(Protocol):
-  """What a caller keeps of each step; runs after trimming."""
+  """What a caller keeps of each step; runs after trimming. Without a recorder nothing of this is computed."""
 
   def init(self, batch: int, capacity: int) -> Any:
     """An empty record; every leaf has the batch as leading axis."""
 
-  def update(self, record: Any, *, tokens, length, proposal, target_output, goal, verdict) -> Any:
-    """The record after one step."""
+  def update(
+      self, record: Any, *, tokens: jax.Array, length: jax.Array, num_kept: jax.Array, evaluated: jax.Array,
+      proposal: types.Proposal, target_output: types.LMOutput, target_log_probs: jax.Array, goal: types.Goal,
+      verdict: types.Verdict,
+  ) -> Any:
+    """The record after one step.
+
+    Args:
+      record: the record before it.
+      tokens, length: int32[B, L], int32[B], what is now committed.
+      num_kept: int32[B], how many tokens of the round were kept; 0 of rows that are not live.
+      evaluated: int32[B], how many draft tokens were evaluated, as counted by `DecodeStats`; 0 of rows that are not live.
+        Laws at index >= evaluated may be NaN.
+      proposal: the drafts and the laws they were drawn from.
+      target_output: of the target's pass over the block.
+      target_log_probs: float[B, K + 1, V], the target's sampling laws after truncation.
+      goal: the laws that were verified against, [B, K + 1, ...].
+      verdict: after trimming; `num_accepted` counts what was kept.
+    """

@@ -34,7 +34,8 @@ class JointLaw:
 
   Attributes:
     laws: one dict per request, (tuple of emitted tokens, Status) -> probability.
-    counters: dict of `DecodeStats` field -> expected value, float64[requests] or float64[requests, K].
+    counters: dict of `DecodeStats` field -> expected value, float64[requests] or float64[requests, K]; the record's fields
+      too where a recorder is set whose record is a NamedTuple of sums.
     num_cells: how many cells were integrated.
   """
 
@@ -198,15 +199,16 @@ class _Contexts:
 
   def advanced(self, cells, after, counters, phase_of):
     """The contexts of the next round: equal outcomes merged. Adds what the round counted to `counters`."""
-    before = jax.tree.map(lambda x: x[cells.context], (self.state.length, self.state.status, self.state.stats))
+    length, *counted = jax.tree.map(lambda x: x[cells.context], (self.state.length, self.state.stats, self.state.record))
     starts_again = phase_of(after) > phase_of(self.state)[cells.context]
-    stuck = (after.status == types.Status.RUNNING) & (after.length <= before[0]) & ~starts_again
+    stuck = (after.status == types.Status.RUNNING) & (after.length <= length) & ~starts_again
     _require(not stuck.any(), 'a round emitted nothing and the row still runs')
     request = self.request[cells.context]
     num_requests = int(self.request.max()) + 1 if not counters else next(iter(counters.values())).shape[0]
-    for field in dataclasses.fields(types.DecodeStats):
-      change = np.asarray(getattr(after.stats, field.name) - getattr(before[2], field.name), np.float64)
-      total = counters.setdefault(field.name, np.zeros((num_requests, *change.shape[1:])))
+    before = _counters(*counted)
+    for name, value in _counters(after.stats, after.record).items():
+      change = np.asarray(value - before[name], np.float64)
+      total = counters.setdefault(name, np.zeros((num_requests, *change.shape[1:])))
       np.add.at(total, request, change * cells.weight.reshape((-1,) + (1,) * (change.ndim - 1)))
     kept = np.arange(after.tokens.shape[1])[None, :] < after.length[:, None]
     key = np.column_stack([request, after.status, np.where(kept, after.tokens, -1), *_lengths(after)])
@@ -219,6 +221,12 @@ class _Contexts:
 
 
 def _state_after(state, trace):
+def _counters(stats, record):
+  """dict name -> array [rows, ...] of everything that only grows."""
+  found = {field.name: getattr(stats, field.name) for field in dataclasses.fields(types.DecodeStats)}
+  return found | (record._asdict() if hasattr(record, '_asdict') else {})
+
+
   del trace
   return state.replace(key=None)
 
