@@ -6,7 +6,6 @@
 """
 
 import contextlib
-import inspect
 import logging
 import os
 import time
@@ -249,8 +248,3 @@ class _Sweep:
 def _questions(task, runner):
   return [rows_lib.Question(id=example.id, category=example.domain, prompt=runner.encode(example), index=index,
                             example=example) for index, example in enumerate(task.examples)]
-
-
-def parameter_names():
-  """The names that a configuration may bind."""
-  return tuple(inspect.signature(evaluate).parameters)

@@ -1,10 +1,11 @@
 """The directory of one run: rows.jsonl, run.json and what is rebuilt from them. Resumed only by the same configuration."""
 
+import contextlib
 import hashlib
 import json
-import os
 import pathlib
 
+from specjax.checkpoints import durable
 from specjax.core.errors import ConfigError
 from specjax.evaluation import row_log
 from specjax.evaluation import rows as rows_lib
@@ -32,13 +33,7 @@ def write_text(path, text):
 
 def write_bytes(path, data):
   """As `write_json`, for bytes."""
-  path = pathlib.Path(path)
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with open(temporary, 'wb') as file:
-    file.write(data)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
+  durable.replace(path, data)
 
 
 def read_run(directory):
@@ -97,16 +92,15 @@ class Output:
     self.path.mkdir(parents=True, exist_ok=True)
     self.run_id = name
     self.writer = row_log.RowWriter(self.path / ROWS)
-    try:
+    with contextlib.ExitStack() as undo:
+      undo.callback(self.writer.close)
       if overwrite:
         self.writer.clear()
         self.run = {}
       else:
         self.run = read_run(self.path)
         self._check_same(config)
-    except BaseException:
-      self.writer.close()
-      raise
+      undo.pop_all()  # From here on it is closed by `__exit__`.
     self.run |= {'run_id': name, 'config': config}
     self.run.setdefault('sessions', [])
     self.run.setdefault('pairs', {})
