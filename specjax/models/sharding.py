@@ -78,7 +78,8 @@ def state_shardings(mesh: jax.sharding.Mesh, state: Any, *, rules: Mapping[str, 
 def _check_rules(mesh, rules):
   for axis, name in rules.items():
     if axis not in DEFAULT_RULES:
-      raise errors.TopologyError(what='logical axis of a sharding rule', got=axis, expected=f'one of {tuple(DEFAULT_RULES)}')
+      raise errors.TopologyError(
+          what='logical axis of a sharding rule', got=axis, expected=f'one of {tuple(DEFAULT_RULES)}')
     if name is not None and name not in mesh.shape:
       raise errors.TopologyError(
           what=f'mesh axis of the rule for {axis!r}', got=name, expected=f'one of {tuple(mesh.shape)}, or None',
