@@ -172,8 +172,7 @@ def loop_parts(decoder, params, state):
   def verification(params, i, carry):
     total, logits, proposal = carry
     uniforms = keys.round_uniforms(state.key, state.length + i, num_draft_tokens=width, dtype=dtype)
-    output = speculative.types.LMOutput(logits)
-    goal = decoder._goal(None, state, proposal, output, live)
+    goal = decoder._goal(None, state, proposal, speculative._Laws.of(logits, state.sampling, live), live)
     verdict, _ = jax.vmap(decoder._verify)(
         uniforms.accept, uniforms.final, proposal.tokens, proposal.length, proposal.log_probs, goal.log_probs)
     total = total + verdict.next_token + verdict.num_accepted

@@ -28,19 +28,21 @@ class LanguageModel(Protocol):
     """
 
   def extend(
-      self, params: Any, cache: Any, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN
+      self, params: Any, cache: Any, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN,
+      logits_at: jax.Array | None = None,
   ) -> tuple[types.LMOutput, Any]:
     """Feeds the first `count` int32[B] of `tokens` int32[B, T] at each row's own end (0 leaves the row as it is).
 
     Logits and hidden states at index >= count are unspecified and never read; slots past the new end may hold garbage.
-    The caller guarantees cache length + T <= capacity.
+    The caller guarantees cache length + T <= capacity. With `logits_at` int32[B] the output holds that one index of each
+    row, [B, 1, ...]: a large vocabulary is the most expensive layer of a small model.
     """
 
   def length(self, cache: Any) -> jax.Array:
     """int32[B], the number of tokens each row of the cache covers."""
 
   def rewind(self, cache: Any, length: jax.Array) -> Any:
-    """Forgets everything past `length` int32[B], at most the width of the last extend back."""
+    """Forgets everything past `length` int32[B], at most `max_extend` tokens back."""
 
   def keep_path(self, cache: Any, length: jax.Array, path: jax.Array) -> Any:
     """Keeps, of the block whose node 0 sits at slot `length` int32[B], the nodes `path` int32[B, N] (-1 pads), in order.
@@ -73,11 +75,11 @@ class Drafter(Protocol):
   ) -> Any:
     """The state after the round: `tokens[:length]` is what is now committed."""
 
-
-class TargetRule(Protocol):
   def num_calls(self, proposal: types.Proposal) -> jax.Array:
     """int32[B] or int32[], how many passes of the drafter the proposal took."""
 
+
+class TargetRule(Protocol):
   """Which law the output follows. *Unbatched*, pure; a pytree whose numbers are leaves.
 
   `truncates`: 'output' mixes untruncated laws and the loop truncates the goal; 'inputs' receives truncated laws and its

@@ -12,8 +12,10 @@ from specjax.decode import inputs
 from specjax.decode import memory
 from specjax.decode import methods
 from specjax.decode import run
+from specjax.decode import stops
 
 PROMPT_BUCKET = 32
+ROUNDS_BETWEEN_SEARCHES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +24,11 @@ class DecodeResult:
 
   Attributes:
     prompt_index, sample_index: int64[N].
-    tokens: list of int32 arrays, the generated tokens, EOS included.
+    tokens: list of int32 arrays, the generated tokens, EOS and stop sequences included; and what was decoded behind a
+      stop string before it was found.
     length: int64[N].
     status: list of `Status`.
-    text: list of decoded strings without EOS, or None when the pair has no tokenizer.
+    text: list of decoded strings, up to an EOS, a stop sequence or a stop string; None when the pair has no tokenizer.
     log_probs: list of float arrays, the target's own log-probability of each token (temperature 1, no bias), nats.
     stats: `DecodeStats` of int64[N] and int64[N, K].
   """
@@ -42,6 +45,7 @@ class DecodeResult:
 
 def generate(
     pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples=1, batch_size=8, example_ids=None, eos_ids=None,
+    stop_sequences=(), stop_strings=(),
 ):
   """`DecodeResult` of decoding every prompt.
 
@@ -57,6 +61,9 @@ def generate(
     example_ids: what addresses each prompt's random numbers, in [0, 2^32) or strings, no two equal; the default is its
       index.
     eos_ids: token ids that end a row; the default is the tokenizer's EOS, () is none.
+    stop_sequences: lists of token ids; a row ends behind the first one among its generated tokens, exactly, on the device.
+    stop_strings: texts; a row ends where the first one stands in its text. Looked for on the host every 16 rounds: the
+      tokens decoded until then stay in `tokens` and in the counters. Both kinds give the status STOP.
 
   Raises:
     ParamError, LimitError, PromptError, VocabError: before compilation. LogitsError: a model produced NaN; raised behind
@@ -64,12 +71,12 @@ def generate(
   """
   batches = plan(
       pair, prompts, method=method, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, num_samples=num_samples,
-      batch_size=batch_size, example_ids=example_ids, eos_ids=eos_ids)
+      batch_size=batch_size, example_ids=example_ids, eos_ids=eos_ids, stop_sequences=stop_sequences,
+      stop_strings=stop_strings)
   collected = []
   for requests in batches.requests:
     state = run.prefill(batches.decoder, pair.params, requests, capacity=batches.capacity)
-    state = run.decode(batches.decoder, pair.params, state, max_steps=batches.capacity)
-    collected.append(run.collect(state))
+    collected.append(_decode(batches, pair, state))
     broken = _broken_rows(collected[-1], batches.example_names[len(collected) * batch_size - batch_size:])
     if broken is not None:
       broken.partial = batches.result(collected, pair)
@@ -77,8 +84,27 @@ def generate(
   return batches.result(collected, pair)
 
 
+def _decode(batches, pair, state):
+  """`run.Collected` of a batch decoded to the end; rows with a stop string in their text are stopped on the way."""
+  decoder, most = batches.decoder, batches.decoder.num_phases * batches.capacity
+  # A decoder that may take its tokens back is not interrupted.
+  chunk = ROUNDS_BETWEEN_SEARCHES if batches.stop_strings and decoder.num_phases == 1 else most
+  for _ in range(0, most, chunk):
+    state = run.decode(decoder, pair.params, state, max_steps=chunk)
+    found = run.collect(state)
+    stopped = np.array([batches.has_stop_string(pair.tokenizer, generated(found, row)) for row in range(len(found.length))])
+    running = found.status == types.Status.RUNNING
+    if chunk == most or not np.any(running & ~stopped):
+      break
+    if np.any(running & stopped):
+      state = run.finish(state, running & stopped)
+  # Also where the row went on to an EOS, the limit or a broken law before anybody looked.
+  return found._replace(status=np.where(stopped, types.Status.STOP, found.status))
+
+
 def stream(
     pair, prompts, *, method, sampling, max_new_tokens, seed, steps_per_chunk=4, example_ids=None, eos_ids=None,
+    stop_sequences=(),
 ):
   """An iterator over lists with the new token ids of each prompt (int32 arrays), one list per `steps_per_chunk` rounds.
 
@@ -89,7 +115,11 @@ def stream(
   inputs.check_prompts(prompts)
   batches = plan(
       pair, prompts, method=method, sampling=sampling, max_new_tokens=max_new_tokens, seed=seed, num_samples=1,
-      batch_size=len(prompts), example_ids=example_ids, eos_ids=eos_ids)
+      batch_size=len(prompts), example_ids=example_ids, eos_ids=eos_ids, stop_sequences=stop_sequences)
+  if batches.decoder.num_phases > 1:
+    raise errors.ParamError(
+        what='method of a stream', got=type(batches.decoder).__name__, expected='a decoder that takes no token back',
+        fix='use generate: a sequence cascade may replace the whole answer')
   return _chunks(batches, pair, steps_per_chunk)
 
 
@@ -118,6 +148,8 @@ class Batches:
   prompt_index: np.ndarray
   sample_index: np.ndarray
   eos_ids: tuple[int, ...]
+  stop_sequences: tuple[tuple[int, ...], ...]
+  stop_strings: tuple[str, ...]
   example_names: list[str]
 
   def result(self, collected, pair):
@@ -126,8 +158,9 @@ class Batches:
     rows = [(batch, i) for batch in collected for i in range(len(batch.length))][:count]
     merged = run.Collected(*(_concatenate([getattr(batch, name) for batch in collected], count)
                              for name in run.Collected._fields[:5]), stats=_merge_stats(collected, count), record=None)
-    cut = lambda array, batch, i: array[i, batch.prompt_length[i]:batch.length[i]].copy()
-    tokens = [cut(batch.tokens, batch, i) for batch, i in rows]
+    tokens = [generated(batch, i) for batch, i in rows]
+    text = None if pair.tokenizer is None else [
+        self._text(pair.tokenizer, row, status) for row, status in zip(tokens, merged.status)]
     has_log_probs = merged.log_probs is not None
     return DecodeResult(
         prompt_index=self.prompt_index[:count],
@@ -135,13 +168,32 @@ class Batches:
         tokens=tokens,
         length=np.array([len(row) for row in tokens], np.int64),
         status=[types.Status(int(s)) for s in merged.status],
-        text=None if pair.tokenizer is None else [decode_text(pair.tokenizer, row, self.eos_ids) for row in tokens],
-        log_probs=[cut(batch.log_probs, batch, i) for batch, i in rows] if has_log_probs else None,
+        text=text,
+        log_probs=[generated(batch, i, 'log_probs') for batch, i in rows] if has_log_probs else None,
         stats=merged.stats,
     )
 
+  def has_stop_string(self, tokenizer, tokens):
+    """Whether one of the stop strings stands in the text of generated tokens."""
+    return bool(self.stop_strings) and stops.find_string(
+        decode_text(tokenizer, tokens, self.eos_ids), self.stop_strings) is not None
 
-def plan(pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, batch_size, example_ids, eos_ids):
+  def _text(self, tokenizer, tokens, status):
+    """The text of a row up to where it stopped."""
+    if status == types.Status.STOP:
+      tokens = stops.without_sequence(tokens, self.stop_sequences)
+    text = decode_text(tokenizer, tokens, self.eos_ids)
+    return text[:stops.find_string(text, self.stop_strings)]
+
+
+def generated(batch, row, name='tokens'):
+  """What one row of a `run.Collected` generated: its part of the array `name` behind the prompt, copied."""
+  return getattr(batch, name)[row, batch.prompt_length[row]:batch.length[row]].copy()
+
+
+def plan(
+    pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, batch_size, example_ids, eos_ids,
+    stop_sequences=(), stop_strings=()):
   """`Batches` for these prompts: all checks, then arrays padded to shared shapes."""
   decoder = inputs.decoder(method, pair)
   inputs.check_prompts(prompts)
@@ -159,6 +211,8 @@ def plan(pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, 
   limits = inputs.per_prompt('max_new_tokens', max_new_tokens, count, checks.max_new_tokens)
   inputs.check_length(pair, lengths=list(map(len, ids)), limits=limits, names=names)
   eos = inputs.eos_ids(pair, eos_ids)
+  sequences = stops.check_sequences(stop_sequences, pair.target.vocab_size)
+  strings = stops.check_strings(stop_strings, pair.tokenizer)
   prompt_index = np.repeat(np.arange(count), num_samples)
   sample_index = np.tile(np.arange(num_samples), count)
   width = bucket(max(map(len, ids)))
@@ -168,9 +222,9 @@ def plan(pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, 
     requests.append(build_requests(
         [ids[r] for r in rows], family=pair.family, width=width, batch_size=batch_size,
         sampling=[samplings[r] for r in rows], max_new_tokens=[limits[r] for r in rows], eos_ids=eos,
-        seed=[seeds[r] for r in rows], example_id=[inputs.example_address(names[r]) for r in rows],
-        sample_index=sample_index[start:start + batch_size], vocab_size=pair.target.vocab_size,
-        start_token=getattr(pair, 'start_token', 0), dtype=dtype))
+        stop_sequences=sequences, seed=[seeds[r] for r in rows],
+        example_id=[inputs.example_address(names[r]) for r in rows], sample_index=sample_index[start:start + batch_size],
+        vocab_size=pair.target.vocab_size, start_token=getattr(pair, 'start_token', 0), dtype=dtype))
   prompt_width = width if pair.family == 'decoder-only' else 1
   capacity = prompt_width + bucket(max(limits)) + decoder.slack
   memory.check_fits(
@@ -178,12 +232,12 @@ def plan(pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, 
       where=f'batch_size {batch_size}')
   return Batches(
       decoder=decoder, requests=requests, capacity=capacity, prompt_index=prompt_index, sample_index=sample_index,
-      eos_ids=eos, example_names=[str(names[r]) for r in prompt_index])
+      eos_ids=eos, stop_sequences=sequences, stop_strings=strings, example_names=[str(names[r]) for r in prompt_index])
 
 
 def build_requests(
     ids, *, family, width, batch_size, sampling, max_new_tokens, eos_ids, seed, example_id, sample_index, vocab_size,
-    start_token=0, dtype=np.float32,
+    start_token=0, stop_sequences=(), dtype=np.float32,
 ):
   """`Requests` of one batch of token-id prompts, padded to `batch_size` rows (inert) and `width` tokens.
 
@@ -196,6 +250,7 @@ def build_requests(
     eos_ids: tuple shared by the rows.
     vocab_size: V, for the bias and mask arrays.
     start_token: decoder start token of an encoder-decoder.
+    stop_sequences: tuple of tuples of token ids, shared by the rows.
     dtype: of the sampling parameters: that of the laws they shape.
   """
   for row, tokens in enumerate(ids):
@@ -223,6 +278,7 @@ def build_requests(
       seed=row(seed, np.uint32),
       example_id=row(example_id, np.uint32),
       sample_index=row(sample_index, np.uint32),
+      stop_sequences=stops.as_array(stop_sequences, batch_size),
   )
 
 

@@ -1,21 +1,33 @@
 """Methods: functions of a pair that return a decoder, so that one name serves every pair."""
 
+import dataclasses
+import typing
+
 from specjax.core import checks
 from specjax.core import errors
 from specjax.decode import autoregressive as autoregressive_decoding
+from specjax.decode import routed
+from specjax.decode import sequence_cascade as sequence_decoding
 from specjax.decode import speculative as speculative_decoding
 from specjax.drafters import model as model_drafter
 from specjax.rules import lossless
 
+_VERIFIERS = {'token': speculative_decoding.TokenVerifier(), 'block': speculative_decoding.BlockVerifier()}
 
-def speculative(*, num_draft_tokens, rule=None, bonus='rule', max_draft_tokens=None, with_log_probs=True):
+
+def speculative(
+    *, num_draft_tokens, rule=None, bonus='rule', verifier='token', max_draft_tokens=None, stopping=None, recorder=None,
+    with_log_probs=True):
   """A method: speculative decoding with the pair's drafter.
 
   Args:
     num_draft_tokens: K in [0, 256]; 0 is autoregressive decoding of the target, and refuses a rule with another law.
     rule: a target rule (`specjax.rules`); None is lossless.
     bonus: 'rule' or 'target', the law of the token after full acceptance.
+    verifier: 'token' or 'block'; the law is the same, blocks keep at least as many tokens.
     max_draft_tokens: traced cap in 0..K on the proposal's length; 0 is the autoregressive baseline of the same executable.
+    stopping: a policy of `specjax.drafters.stopping` that ends a draft before K tokens, or None.
+    recorder: what to keep of each step (`specjax.decode.recorders`), or None.
     with_log_probs: keep the target's log-probabilities.
   """
   checks.num_draft_tokens(num_draft_tokens)
@@ -23,19 +35,26 @@ def speculative(*, num_draft_tokens, rule=None, bonus='rule', max_draft_tokens=N
     checks.integer('max_draft_tokens', max_draft_tokens, low=0, high=num_draft_tokens, over=errors.ParamError)
   if bonus not in ('rule', 'target'):
     raise errors.ParamError(what='bonus', got=bonus, expected="'rule' or 'target'")
+  if verifier not in _VERIFIERS:
+    raise errors.ParamError(what='verifier', got=verifier, expected="'token' or 'block'")
   rule = lossless.Lossless() if rule is None else check_rule(rule)
   if num_draft_tokens == 0 and not rule.is_lossless:
     raise errors.ParamError(
         what=f'rule {type(rule).__name__} with num_draft_tokens', got=0, expected='at least 1',
         fix="without drafts there is the target's law alone: leave the rule out, or draft; max_draft_tokens=0 keeps a rule")
+  if stopping is not None:
+    _check_part('stopping', stopping, 'threshold', 'a policy of specjax.drafters.stopping')
+    checks.real(f'{type(stopping).__name__}.threshold', stopping.threshold)
 
   def method(pair):
     if num_draft_tokens == 0:
-      return autoregressive_decoding.decoder(pair.target).replace(with_log_probs=with_log_probs)
+      return autoregressive_decoding.decoder(pair.target).replace(recorder=recorder, with_log_probs=with_log_probs)
     drafter = model_drafter.ModelDrafter(
-        model=pair.drafter, num_draft_tokens=num_draft_tokens, max_draft_tokens=max_draft_tokens)
+        model=widened(pair.drafter, num_draft_tokens + 1), num_draft_tokens=num_draft_tokens,
+        max_draft_tokens=max_draft_tokens, stopping=stopping)
     return speculative_decoding.SpeculativeDecoder(
-        target=pair.target, drafter=drafter, rule=rule, bonus=bonus, with_log_probs=with_log_probs)
+        target=widened(pair.target, num_draft_tokens + 1), drafter=drafter, rule=rule, bonus=bonus,
+        verifier=_VERIFIERS[verifier], recorder=recorder, with_log_probs=with_log_probs)
 
   return method
 
@@ -43,7 +62,51 @@ def speculative(*, num_draft_tokens, rule=None, bonus='rule', max_draft_tokens=N
 def autoregressive(*, width=1):
   """A method: the target alone, one token per pass; `width` > 1 makes each pass that wide (K + 1 for a same-width baseline)."""
   checks.integer('width', width, low=1, high=checks.MAX_DRAFT_TOKENS + 1)
-  return lambda pair: autoregressive_decoding.decoder(pair.target, width=width)
+  return lambda pair: autoregressive_decoding.decoder(widened(pair.target, width), width=width)
+
+
+def token_cascade(*, router, chunk):
+  """A method: the pair's drafter writes, and its target writes the tokens that the router defers.
+
+  Args:
+    router: a router (`specjax.routers`).
+    chunk: tokens in 1..257 that one target pass feeds when it catches up; the law does not depend on it.
+  """
+  checks.integer('chunk', chunk, low=1, high=checks.MAX_DRAFT_TOKENS + 1)
+  _check_part('router', router, 'knobs', 'a router such as specjax.ChowRouter(threshold=0.3)')
+  for knob in router.knobs:
+    checks.real(f'{type(router).__name__}.{knob}', getattr(router, knob))
+  return lambda pair: routed.RoutedDecoder(
+      target=widened(pair.target, chunk), drafter=pair.drafter, router=router, chunk=chunk)
+
+
+def sequence_cascade(*, confidence, threshold, quantile=None):
+  """A method: the pair's drafter writes the answer; where its confidence is below the threshold the target writes another.
+
+  Args:
+    confidence: 'mean_log_prob' or 'sum_log_prob' (nats), 'minimum' or 'quantile' (a probability) of the drafter's tokens.
+    threshold: in the unit of the confidence.
+    quantile: level in [0, 1] for 'quantile', None otherwise.
+  """
+  kinds = typing.get_args(sequence_decoding.Confidence)
+  if confidence not in kinds:
+    raise errors.ParamError(what='confidence', got=confidence, expected=f'one of {", ".join(kinds)}')
+  threshold = checks.real('threshold', threshold)
+  if (confidence == 'quantile') != (quantile is not None):
+    raise errors.ParamError(
+        what=f'quantile with confidence {confidence!r}', got=quantile,
+        expected='a level in [0, 1]' if confidence == 'quantile' else 'None')
+  if quantile is not None:
+    quantile = checks.real('quantile', quantile, low=0, high=1)
+  return lambda pair: sequence_decoding.SequenceCascade(
+      target=pair.target, drafter=pair.drafter, confidence=confidence, threshold=threshold, quantile=quantile)
+
+
+def widened(model, width):
+  """`model` with room for blocks and rewinds of `width` tokens: a ring that is too small would lose old tokens silently."""
+  if model.max_extend is None or model.max_extend >= width:
+    return model
+  return dataclasses.replace(model, max_extend=width)
 
 
 def _check_part(what, part, attribute, expected):

@@ -132,7 +132,8 @@ class PairRunner:
 
     with timing.garbage_collection_off():
       start = time.perf_counter()
-      state = jax.block_until_ready(run.decode(decoder, params, state, max_steps=shape.max_new_tokens))
+      state = jax.block_until_ready(run.decode(
+          decoder, params, state, max_steps=decoder.num_phases * shape.max_new_tokens))
       collected = run.collect(state)
       decode_seconds = time.perf_counter() - start
     if (collected.status[:len(questions)] == 0).any():

@@ -11,6 +11,8 @@ import numpy as np
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
+# Of the standard normal law at `CONFIDENCE`, two-sided.
+NORMAL_QUANTILE = 1.959963984540054
 
 
 class Interval(NamedTuple):
@@ -146,7 +148,7 @@ def difference_interval(
   return percentile_interval(estimate, samples, confidence=confidence)
 
 
-def wilson_interval(successes, trials, *, z=1.959963984540054):
+def wilson_interval(successes, trials, *, z=NORMAL_QUANTILE):
   """Wilson score interval of a proportion; sound at 0 and 1, where the normal interval is empty.
 
   Source: Wilson 1927, equation (5).

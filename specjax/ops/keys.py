@@ -36,17 +36,12 @@ def row_keys(seed, example_id, sample_index):
   return jax.vmap(one)(seed, example_id, sample_index)
 
 
-def phase_keys(key, phase):
-  """key[B] of rows that write their answer more than once: `phase` int32[B] counts from 0, where the key stays as it is.
+def phase_start(round_start, phase):
+  """uint32[B], the round start in the address of a row that writes its answer twice: `phase` int32[B] is 0 or 1.
 
-  Round starts are below 2^31, so a phase folded in as 2^32 - phase is no round of any other phase.
+  Lengths are below 2^31. The upper half of the addresses is phase 1's, so that it never meets those of phase 0.
   """
-
-  def one(key, phase):
-    folded = jax.random.fold_in(key, jnp.uint32(0) - phase.astype(jnp.uint32))
-    return jnp.where(phase == 0, key, folded)
-
-  return jax.vmap(one)(key, phase)
+  return round_start.astype(jnp.uint32) + (phase.astype(jnp.uint32) << 31)
 
 
 def role_keys(key, round_start):

@@ -119,7 +119,7 @@ def target_bonus_law():
 
 
 def hand_tables():
-  """The acceptance test and residual of systems.md 7.2.1, and what must never be accepted."""
+  """The acceptance test and residual against a hand table, and what must never be accepted."""
   drafter, goal = np.array([0.50, 0.25, 0.15, 0.10]), np.array([0.13, 0.62, 0.08, 0.17])
   log = lambda probs: jnp.log(jnp.asarray(probs, jnp.float32))
   close = lambda got, expected: np.allclose(np.asarray(got), expected, atol=1e-6)
@@ -139,7 +139,7 @@ def hand_tables():
 
 
 def rule_tables():
-  """Goals of systems.md 7.2.2 and 7.2.3: at temperature 0.5 the criteria still read the laws at temperature 1."""
+  """Goals against hand tables: at temperature 0.5 the criteria still read the laws at temperature 1."""
   drafter, target = np.array([0.50, 0.25, 0.15, 0.10]), np.array([0.13, 0.62, 0.08, 0.17])
   expected = {
       (1.0, 0.48): [0.0975, 0.715, 0.06, 0.1275], (1.0, -0.1): target, (1.0, 0.0): [0.0975, 0.715, 0.06, 0.1275],

@@ -24,6 +24,7 @@ import numpy as np
 
 from specjax.core import types
 from specjax.ops import categorical
+from specjax.ops import keys
 
 _ROUND_FIELDS = ('draft', 'policy', 'accept', 'final')
 
@@ -185,7 +186,7 @@ class _Contexts:
   def gather(self, rows):
     state = jax.tree.map(lambda x: x[rows], self.state)
     # The step with given uniforms never reads the key; typed keys do not live on the host.
-    return state.replace(key=jax.random.wrap_key_data(np.zeros((len(rows), 2), np.uint32)))
+    return state.replace(key=jax.random.wrap_key_data(np.zeros((len(rows), 2), np.uint32), impl=keys.IMPLEMENTATION))
 
   def without_stopped(self, laws):
     """The contexts that still run; the others are added to `laws`."""
@@ -220,13 +221,13 @@ class _Contexts:
     return _Contexts(jax.tree.map(lambda x: x[chosen], after), weight, request[chosen])
 
 
-def _state_after(state, trace):
 def _counters(stats, record):
   """dict name -> array [rows, ...] of everything that only grows."""
   found = {field.name: getattr(stats, field.name) for field in dataclasses.fields(types.DecodeStats)}
   return found | (record._asdict() if hasattr(record, '_asdict') else {})
 
 
+def _state_after(state, trace):
   del trace
   return state.replace(key=None)
 

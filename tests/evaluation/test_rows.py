@@ -14,7 +14,7 @@ from specjax.evaluation import rows
 from specjax.metrics import efficiency
 from specjax.tasks import synthetic
 
-# Table of section 3 of docs/measuring.md, fields of every row.
+# Fields of every row.
 FIELDS = {
     'question_id', 'category', 'answer_id', 'model_id', 'tstamp', 'choices', 'prompt_tokens', 'cached_tokens',
     'prompt_sha256', 'mean_acceptance_length', 'draft_acceptance_rate', 'acceptance_histogram', 'per_step', 'steps',

@@ -73,7 +73,7 @@ def test_rows_add_up_to_the_total_beyond_int32():
   assert rows[0].drafted_by_position == (3, 1)
 
 
-# Best K and S of the table in section 2.1 of docs/measuring.md; where two K tie, the shorter.
+# Best K and speed-up S of Leviathan et al. 2023 for independent acceptances; where two K tie, the shorter.
 @pytest.mark.parametrize('cost, expected', [
     (0.01, [(5, 1.88), (7, 2.30), (9, 2.97), (14, 4.23), (24, 7.49)]),
     (0.02, [(4, 1.79), (6, 2.17), (8, 2.76), (11, 3.82), (19, 6.37)]),
