@@ -2,19 +2,24 @@
 
 import pytest
 
+from specjax.testing import drafting_mutants
 from specjax.testing import mutants
+from specjax.testing import option_mutants
+from specjax.testing import routing_mutants
+
+MUTANTS = mutants.MUTANTS | drafting_mutants.MUTANTS | option_mutants.MUTANTS | routing_mutants.MUTANTS
 
 
 def pytest_addoption(parser):
   """Adds --mutant."""
-  parser.addoption('--mutant', default=None, help=f'plant a bug: one of {", ".join(mutants.MUTANTS)}')
+  parser.addoption('--mutant', default=None, help=f'plant a bug: one of {", ".join(MUTANTS)}')
 
 
 def pytest_configure(config):
   """Refuses a mutant that there is not."""
   name = config.getoption('--mutant')
-  if name is not None and name not in mutants.MUTANTS:
-    raise pytest.UsageError(f'--mutant={name}: expected one of {", ".join(mutants.MUTANTS)}')
+  if name is not None and name not in MUTANTS:
+    raise pytest.UsageError(f'--mutant={name}: expected one of {", ".join(MUTANTS)}')
 
 
 @pytest.fixture(autouse=True)
@@ -24,5 +29,5 @@ def planted_bug(request):
   if name is None:
     yield
     return
-  with mutants.MUTANTS[name].applied():
+  with MUTANTS[name].applied():
     yield
