@@ -18,7 +18,6 @@ from specjax.metrics import statistics
 from specjax.metrics import timing
 
 BOOTSTRAP_SEED = 20250801
-MATCHED = (1.0, 0.99, 0.97, 0.95, 0.5)
 
 _SETTING = ('pair', 'task', 'batch', *grid.SAMPLING)
 _METHOD = ('method', 'rule', 'knob', 'num_draft_tokens', 'verifier')
@@ -41,6 +40,11 @@ class Series:
     quality: `Interval` of the mean score; quality_difference: `Interval` against the baseline, paired.
     pct_of_limit: 100 x shortest possible time / measured decoding time.
     equal_to_baseline: (equal outputs, compared outputs) where both are greedy, else None.
+    diff_causes: why greedy outputs differ, name -> rows ('unknown' where no cause is known).
+    deferral_rate: weight of the target, per evaluated draft (speculative), token or query. None if not recorded.
+    overlap, tv_to_target, kl_to_target, tv_goal_drafter: means over evaluated drafts; None if not recorded.
+    rejection_gap: `Interval` of the measured rejection rate minus the mean of TV(goal, drafter), which must contain 0 under
+      token verification.
     categories: name -> {'prompts', 'mean_acceptance_length', 'acceptance_rate', 'quality'}.
     score_name: what quality measures.
     finish_reasons: name -> rows.
@@ -80,6 +84,13 @@ class Series:
   quality_difference: statistics.Interval
   pct_of_limit: float | None
   equal_to_baseline: tuple[int, int] | None
+  diff_causes: Mapping[str, int]
+  deferral_rate: float | None
+  overlap: float | None
+  tv_to_target: float | None
+  kl_to_target: float | None
+  tv_goal_drafter: float | None
+  rejection_gap: statistics.Interval
   categories: Mapping[str, Any]
   score_name: str | None
   finish_reasons: Mapping[str, int]
@@ -99,8 +110,22 @@ class Series:
 
   @property
   def knob_value(self):
-    """The number the knob is set to, None without one."""
-    return next(iter(self.knob.values()), None)
+    """The number that the (last) knob is set to, None without one."""
+    return list(self.knob.values())[-1] if self.knob else None
+
+  @property
+  def curve(self):
+    """What the points of one curve share: method, K and all knobs but the last."""
+    return self.method, self.num_draft_tokens, tuple(self.knob.values())[:-1]
+
+  @property
+  def group(self):
+    """The group of methods it belongs to."""
+    return methods_lib.lookup(self.method).group
+
+  @property
+  def is_lossless(self):
+    return methods_lib.lookup(self.method).lossless
 
   @property
   def loses(self):
@@ -132,6 +157,12 @@ def _series_key(row):
   return setting_of(row) + method
 
 
+def key_of(series):
+  """The key of a series in `group_rows`."""
+  return series.setting + tuple(
+      tuple(sorted(series.knob.items())) if name == 'knob' else getattr(series, name) for name in _METHOD)
+
+
 def group_rows(rows):
   """Series key -> its rows, in order of first appearance."""
   grouped = {}
@@ -156,8 +187,8 @@ def all_series(rows: Sequence[dict], run: Mapping):
   order = {name: index for index, name in enumerate(methods_lib.METHODS)}
   pairs = list(dict.fromkeys(s.pair for s in series))
   return sorted(series, key=lambda s: (
-      pairs.index(s.pair), s.task, s.temperature, s.batch, s.num_draft_tokens if s.drafts else 0, order[s.method],
-      s.knob_value if s.knob_value is not None else -np.inf))
+      pairs.index(s.pair), s.task, s.temperature, -s.top_p, s.batch, order[s.method], s.num_draft_tokens,
+      tuple(s.knob.values())))
 
 
 def _of_choice(rows, name):
@@ -182,30 +213,28 @@ def _first_repeats(rows):
   return list(found.values())
 
 
-def _per_pass(rows, seconds):
-  """Mean seconds per pass of the batch: each batch's time over its passes, added up from its rows' shares."""
-  passes = {}
-  for row in rows:
-    passes[row['point_id'], row['batch_index'], row['repeat']] = row['target_passes']
-  total = sum(passes.values())
-  return seconds / total if total else None
-
-
 def _limit(rows, run, decode_seconds):
-  """Percent of the physical limit of a round (K drafter passes, one target pass); None if the machine was not measured."""
+  """Percent of the physical limit of the passes that were made; None if the machine was not measured.
+
+  A batch made as many passes of a model as the row that asked for most.
+  """
   first = rows[0]
   costs = run.get('pairs', {}).get(first['pair'], {}).get('step_costs')
-  per_pass = _per_pass(rows, decode_seconds)
-  if not costs or 'machine' not in run or not per_pass:
+  if not costs or 'machine' not in run:
     return None
   measured = run['machine']
   machine = timing.Machine(tuple(map(tuple, measured['bandwidths'])), measured['flops'])
   context = np.mean([row['prompt_tokens'][0] + row['choices'][0]['new_tokens'][0] / 2 for row in rows])
+  seconds = lambda role, width: timing.pass_limit(_step_cost(costs[role], first['batch'], context), machine, width=width)
+  passes = {}
+  for row in rows:
+    batch = row['point_id'], row['batch_index'], row['repeat']
+    target, drafter = passes.get(batch, (0, 0))
+    passes[batch] = max(target, row['target_passes']), max(drafter, row['draft_calls'])
+  target, drafter = map(sum, zip(*passes.values(), strict=True))
   role = methods_lib.lookup(first['method']).model
-  limit = timing.round_limit(
-      _step_cost(costs[role], first['batch'], context), _step_cost(costs['drafter'], first['batch'], context), machine,
-      num_draft_tokens=first['num_draft_tokens'])
-  return timing.pct_of_limit(limit, per_pass)
+  limit = target * seconds(role, first['num_draft_tokens'] + 1) + drafter * seconds('drafter', 1)
+  return timing.pct_of_limit(limit, decode_seconds)
 
 
 def _step_cost(cost, batch, context):
@@ -224,6 +253,48 @@ def _equal_to_baseline(rows, baseline):
            for row in _first_repeats(rows)]
   compared = [(got, want) for got, want in pairs if want is not None]
   return sum(got == want for got, want in compared), len(compared)
+
+
+def _diff_causes(rows):
+  found = {}
+  for row in _first_repeats(rows):
+    if row.get('equal_to_ar') is False:
+      cause = row['diff_cause'] or 'unknown'
+      found[cause] = found.get(cause, 0) + 1
+  return found
+
+
+def _recorded(rows, name):
+  """The mean of a recorded field over all evaluated drafts; None where a row has none (or an infinite one)."""
+  drafted = [row for row in rows if row['evaluated']]
+  if not drafted or any(row.get(name) is None for row in drafted):
+    return None
+  return efficiency.ratio(sum(row[name] * row['evaluated'] for row in drafted), sum(row['evaluated'] for row in drafted))
+
+
+def _deferral_rate(rows):
+  execution = methods_lib.lookup(rows[0]['method']).execution
+  if execution == 'speculative':
+    return _recorded(rows, 'deferral_rate')
+  if execution == 'alone' or any(row['deferral'] is None for row in rows):
+    return None
+  per = sum(row['emitted'] for row in rows) if execution == 'token' else len(rows)
+  return efficiency.ratio(sum(row['deferral'] for row in rows), per)
+
+
+def _rejection_gap(rows):
+  """Measured minus predicted rejection rate; nothing is predicted under block verification.
+
+  Rejections minus their probabilities are a martingale over the evaluated drafts: its variance is at most the sum of the
+  probabilities, which also holds where rejections are too few for a bootstrap.
+  """
+  predicted = _recorded(rows, 'tv_goal_drafter')
+  if rows[0]['verifier'] != 'token' or predicted is None:
+    return statistics.Interval(None, None, None)
+  evaluated = sum(row['evaluated'] for row in rows)
+  gap = sum(row['evaluated'] - row['accepted'] for row in rows) / evaluated - predicted
+  spread = statistics.NORMAL_QUANTILE * float(np.sqrt(max(predicted, 0.0) / evaluated))
+  return statistics.Interval(gap, gap - spread, gap + spread)
 
 
 def _quality(rows):
@@ -248,8 +319,8 @@ def _quality_difference(rows, baseline):
 
 
 def _speedup(rows, baseline):
-  """(interval, decode estimate, Spec-Bench's figure, std over runs)."""
-  if baseline is None:
+  """(interval, decode estimate, Spec-Bench's figure, std over runs); nothing for an oracle."""
+  if baseline is None or methods_lib.lookup(rows[0]['method']).is_oracle:
     return statistics.Interval(None, None, None), None, None, None
   tokens, seconds = _of_choice(rows, 'new_tokens'), _of_choice(rows, 'wall_time')
   old_tokens, old_seconds = _of_choice(baseline, 'new_tokens'), _of_choice(baseline, 'wall_time')
@@ -297,54 +368,37 @@ def _inverse(interval):
   return statistics.Interval(flip(interval.estimate), flip(interval.high), flip(interval.low))
 
 
-def _series(rows, baseline, run):
-  first, once = rows[0], _first_repeats(rows)
-  counts = efficiency.sum_counts(rows_lib.counts_of(row) for row in once)
+def _times(rows):
+  """The totals and rates of a series; an oracle has none."""
   tokens, seconds = int(_of_choice(rows, 'new_tokens').sum()), float(_of_choice(rows, 'wall_time').sum())
   prefill, decode = (float(_of_choice(rows, name).sum()) for name in ('prefill_time', 'decode_time'))
+  found = {
+      'tokens': tokens, 'seconds': seconds, 'prefill_seconds': prefill, 'decode_seconds': decode,
+      'output_tok_s': efficiency.ratio(tokens, seconds), 'decode_tok_s': efficiency.ratio(tokens, decode),
+      'tpot': efficiency.ratio(decode * rows[0]['batch'], tokens)}
+  if methods_lib.lookup(rows[0]['method']).is_oracle:
+    found |= dict.fromkeys(('output_tok_s', 'decode_tok_s', 'tpot'))
+  return found
+
+
+def _series(rows, baseline, run):
+  first, once = rows[0], _first_repeats(rows)
+  method = methods_lib.lookup(first['method'])
+  counts = efficiency.sum_counts(rows_lib.counts_of(row) for row in once)
   speedup, decode_speedup, spec_bench, std = _speedup(rows, baseline)
+  times = _times(rows)
   reasons = {}
   for row in once:
     reason = row['choices'][0]['finish_reason'][0]
     reasons[reason] = reasons.get(reason, 0) + 1
   return Series(
-      **{name: first[name] for name in _SETTING + _METHOD}, title=methods_lib.lookup(first['method']).title,
+      **{name: first[name] for name in _SETTING + _METHOD}, **times, title=method.title,
       prompts=len({row['question_id'] for row in rows}), samples=len(once),
       repeats=len({row['repeat'] for row in rows}), errors=sum(row['error'] is not None for row in rows),
-      counts=counts, tokens=tokens, seconds=seconds, prefill_seconds=prefill, decode_seconds=decode,
-      output_tok_s=efficiency.ratio(tokens, seconds), decode_tok_s=efficiency.ratio(tokens, decode),
-      tpot=efficiency.ratio(decode * first['batch'], tokens), speedup=speedup, decode_speedup=decode_speedup,
-      spec_bench_speedup=spec_bench, speedup_std=std, relative_latency=_inverse(speedup), quality=_quality(rows),
-      quality_difference=_quality_difference(rows, baseline),
-      pct_of_limit=_limit(rows, run, decode),
+      counts=counts, speedup=speedup, decode_speedup=decode_speedup, spec_bench_speedup=spec_bench, speedup_std=std,
+      relative_latency=_inverse(speedup), quality=_quality(rows), quality_difference=_quality_difference(rows, baseline),
+      pct_of_limit=None if method.is_oracle else _limit(rows, run, times['decode_seconds']),
       equal_to_baseline=None if first['method'] == methods_lib.BASELINE else _equal_to_baseline(rows, baseline),
+      diff_causes=_diff_causes(rows), deferral_rate=_deferral_rate(once), rejection_gap=_rejection_gap(once),
+      **{name: _recorded(once, name) for name in ('overlap', 'tv_to_target', 'kl_to_target', 'tv_goal_drafter')},
       categories=_categories(rows), score_name=first['score_name'], finish_reasons=reasons)
-
-
-def matched_quality(series: Sequence[Series]):
-  """For each cascade rule of one setting: latency gain at fractions of the baseline's quality, and quality in budget.
-
-  Returns:
-    A list of {'pair', 'task', 'temperature', 'batch', 'method', 'title', 'gains': {fraction: gain}, 'best_quality'};
-    empty without scores or baseline.
-  """
-  found = []
-  for baseline in (s for s in series if s.is_baseline and s.quality.estimate is not None):
-    curves = {}
-    for one in series:
-      if one.setting == baseline.setting and one.knob and one.relative_latency.estimate is not None:
-        curves.setdefault((one.method, one.num_draft_tokens), []).append(one)
-    for (method, k), points in curves.items():
-      latencies = [p.relative_latency.estimate for p in points]
-      qualities = [p.quality.estimate for p in points]
-      gains = {
-          fraction: efficiency.latency_gain_at_matched_quality(
-              latencies, qualities, reference_latency=1.0, reference_quality=baseline.quality.estimate,
-              fraction=fraction)
-          for fraction in MATCHED}
-      found.append({
-          'pair': baseline.pair, 'task': baseline.task, 'temperature': baseline.temperature, 'batch': baseline.batch,
-          'method': method, 'num_draft_tokens': k, 'title': points[0].title, 'gains': gains,
-          'best_quality': efficiency.best_quality_within_budget(latencies, qualities, budget=1.0),
-          'baseline_quality': baseline.quality.estimate})
-  return found

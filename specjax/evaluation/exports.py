@@ -3,10 +3,12 @@
 import csv
 import io
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from specjax.evaluation import aggregate
+from specjax.evaluation import matched as matched_lib
 from specjax.evaluation import output
 from specjax.metrics import efficiency
 
@@ -23,19 +25,23 @@ METRIC_DEFINITIONS = {
     'spec_bench_speedup': 'ratio of means of per-question rates, the figure of Spec-Bench; its script counts the '
                           'baseline\'s tokens again from the text',
     'pct_of_limit': '100 x (time that bytes and operations of a round take at the measured rates) / measured time',
+    'deferral_rate': 'weight of the target / evaluated drafts (speculative), tokens or queries',
+    'tv_goal_drafter': 'mean TV(goal, drafter) over evaluated drafts: the rejection rate that theory predicts',
+    'rejection_gap': 'measured rejection rate - tv_goal_drafter; its interval from the variance of a martingale',
+    'gains': 'largest speed-up among the points of a method with that share of the target\'s quality; intervals include '
+             'the choice of the point, which is made on the same questions: optimistic',
     'intervals': '95 %, 10,000 bootstrap samples: of batches sharing a clock for times (questions at batch 1), of '
                  'questions for quality; Wilson for a proportion of questions',
 }
 
 
-def write_results(directory, every, run):
-  """Writes results.json: one entry per series, as lm-eval's with more fields."""
+def write_results(directory, every, run, matched: Sequence[matched_lib.Matched]):
+  """Writes results.json: one entry per series, as lm-eval's with more fields, and the lines of the matched tables."""
   results = [series.as_json() for series in every]
-  matched = [m | {'gains': {f'{fraction:g}': gain for fraction, gain in m['gains'].items()}}
-             for m in aggregate.matched_quality(every)]
   output.write_json(pathlib.Path(directory) / 'results.json', {
       'run_id': run.get('run_id'), 'config': run.get('config'), 'prompt_sets': run.get('prompt_sets'),
-      'results': results, 'matched_quality': matched, 'definitions': METRIC_DEFINITIONS})
+      'results': results, 'matched_quality': [line.as_json() for line in matched],
+      'definitions': METRIC_DEFINITIONS})
 
 
 def write_csv(path, data):
@@ -51,7 +57,8 @@ def write_csv(path, data):
 def _setting(series):
   knob = ' '.join(f'{name}={value:g}' for name, value in series.knob.items())
   return {'pair': series.pair, 'subset': series.task, 'method': series.method, 'knob': knob,
-          'num_speculative_tokens': series.num_draft_tokens, 'temperature': series.temperature, 'batch': series.batch}
+          'num_speculative_tokens': series.num_draft_tokens, 'temperature': series.temperature, 'top_p': series.top_p,
+          'batch': series.batch}
 
 
 def _drafting(series):
@@ -76,19 +83,19 @@ def write_performance(directory, every, rows):
 
   A request of a batch lasts as long as its batch; the first token is not timed (`ttft_median_ms` is empty).
   """
-  grouped = list(aggregate.group_rows(rows).values())
-  by_key = {_row_key(found[0]): found for found in grouped}
+  grouped = aggregate.group_rows(rows)
   data = []
   for series in every:
-    found = by_key[_series_key(series)]
+    found, is_timed = grouped[aggregate.key_of(series)], series.output_tok_s is not None
     latency = _median(found, lambda row, choice: choice['wall_time'][0] * _rows_of(row))
     itl = _median(found, lambda row, choice: 1000 * choice['decode_time'][0] * _rows_of(row) / max(
         1, choice['new_tokens'][0]))
     data.append(_setting(series) | {
         'strategy': 'concurrent', 'target_rate': series.batch,
-        'rps_median': len(found) / series.seconds if series.seconds else None, 'latency_median_s': latency,
-        'itl_median_ms': itl, 'ttft_median_ms': None, 'output_tps_median': series.output_tok_s,
-        'total_output_tokens': series.tokens} | _drafting(series))
+        'rps_median': len(found) / series.seconds if series.seconds and is_timed else None,
+        'latency_median_s': latency if is_timed else None, 'itl_median_ms': itl if is_timed else None,
+        'ttft_median_ms': None, 'output_tps_median': series.output_tok_s, 'total_output_tokens': series.tokens
+    } | _drafting(series))
   write_csv(pathlib.Path(directory) / 'perf_results.csv', data)
 
 
@@ -98,11 +105,3 @@ def _median(rows, value):
 
 def _rows_of(row):
   return row['batch_rows']
-
-
-def _row_key(row):
-  return aggregate.setting_of(row) + (row['method'], tuple(sorted(row['knob'].items())), row['num_draft_tokens'])
-
-
-def _series_key(series):
-  return series.setting + (series.method, tuple(sorted(series.knob.items())), series.num_draft_tokens)

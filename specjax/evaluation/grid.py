@@ -1,16 +1,18 @@
-"""The points of a sweep: pair x task x batch x sampling x seed x method x K x knob, each with an id of its own."""
+"""The points of a sweep: pair x task x batch x sampling x seed x method x K x knobs, each with an id of its own."""
 
 import dataclasses
 import hashlib
+import itertools
+import logging
 from collections.abc import Mapping, Sequence
 
 from specjax.core import checks
 from specjax.core.errors import ConfigError
-from specjax.decode import methods as decode_methods
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import row_log
 
-VERIFIER = 'token'
+LOG = logging.getLogger('specjax.eval')
+
 MAX_BATCH = 2**16
 SAMPLING = ('temperature', 'top_p', 'top_k', 'min_p')
 
@@ -23,8 +25,8 @@ class Point:
     pair, task: names.
     method, rule: names from `specjax.evaluation.methods`; `rule` is None for autoregressive decoding.
     knob: ((name, value), ...), what the rule is turned by; empty if it has none.
-    num_draft_tokens: K.
-    verifier: None for autoregressive decoding.
+    num_draft_tokens: K, 0 where nothing is drafted.
+    verifier: 'token' or 'block', None where nothing is verified.
     sampling: the sampling parameters.
     seed: of generation.
     batch: rows per batch.
@@ -61,10 +63,11 @@ class Point:
 
   @property
   def label(self):
-    """A short name for logs: method, knob, K and temperature."""
+    """A short name for logs: method, knobs, K, temperature and top-p."""
     knob = ''.join(f' {name}={value:g}' for name, value in self.knob)
     draft = f' K={self.num_draft_tokens}' if self.num_draft_tokens else ''
-    return f'{self.pair} {self.task} {self.method}{knob}{draft} T={self.sampling.temperature:g}'
+    top_p = f' top_p={self.sampling.top_p:g}' if self.sampling.top_p < 1 else ''
+    return f'{self.pair} {self.task} {self.method}{knob}{draft} T={self.sampling.temperature:g}{top_p}'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,53 +81,98 @@ class Block:
     return self.points if visit % 2 == 0 else self.points[::-1]
 
 
+def samplings(*, temperatures: Sequence[float], top_p: Sequence[float], top_k: int, min_p: float):
+  """The `SamplingParams` of a sweep. Temperature 0 is run once: it is greedy, so truncation changes nothing.
+
+  Raises:
+    ConfigError: an empty axis. ParamError: a number out of range.
+  """
+  for name, axis in (('temperatures', temperatures), ('top_p', top_p)):
+    if not axis:
+      raise ConfigError(what=f'empty {name}', where=f'evaluate.{name}', expected='at least one value')
+  found = []
+  for temperature in temperatures:
+    if temperature == 0:
+      if len(set(top_p)) > 1 or set(top_p) != {1.0} or top_k > 0 or min_p > 0:
+        LOG.info('temperature 0 is run once, untruncated: top_p %s, top_k %d and min_p %g have no effect there',
+                 list(top_p), top_k, min_p)
+      found.append(checks.SamplingParams(temperature=0.0))
+    else:
+      found += [checks.SamplingParams(temperature=temperature, top_p=p, top_k=top_k, min_p=min_p) for p in top_p]
+  return list(dict.fromkeys(found))
+
+
 def knob_values(method: methods_lib.Method, thresholds: Mapping | Sequence):
   """The knob settings of one method, as tuples of (name, value) pairs.
 
   Args:
     method: the method.
-    thresholds: values for every method that has a knob, or a mapping from the method's name.
+    thresholds: by method name, or one list for every method; a number each, or a tuple in knob order. A method that it
+      does not name, and an empty list, take the method's own sweep.
 
   Raises:
-    ConfigError: a method with a knob and no value for it.
+    ConfigError: not as many numbers as knobs. ParamError: a number that the method refuses.
   """
-  if method.knob is None:
+  if not method.knobs:
     return [()]
-  values = thresholds.get(method.name, ()) if isinstance(thresholds, Mapping) else thresholds
-  values = list(dict.fromkeys(float(value) for value in values))
-  if not values:
-    raise ConfigError(
-        what=f'no value of {method.knob} for {method.name}', where='thresholds', got=thresholds,
-        expected='at least one number', fix=f'Give thresholds = {{{method.name!r}: [...]}}.')
-  return [((method.knob, value),) for value in values]
+  named = thresholds.get(method.name, ()) if isinstance(thresholds, Mapping) else thresholds
+  found = []
+  for value in named or method.thresholds:
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if len(values) != len(method.knobs):
+      raise ConfigError(
+          what=f'knobs of {method.name}', where='thresholds', got=value, expected=f'({", ".join(method.knob_names)})',
+          fix=f'Give thresholds = {{{method.name!r}: [{method.thresholds[0]!r}, ...]}}, or none for the default sweep.')
+    knob = tuple(zip(method.knob_names, map(float, values), strict=True))
+    method.build(dict(knob), methods_lib.Setting(1, 'rule', 'none'))  # Refused here, before anything is loaded.
+    found.append(knob)
+  return list(dict.fromkeys(found))
 
 
-def _check_rule(method, knob, sampling):
-  """`ParamError` for a rule that refuses a knob value or a temperature, before any pair is loaded."""
-  if method.rule_type is not None:
-    decode_methods.check_sampling(decode_methods.check_rule(method.rule_type(**dict(knob))), sampling)
+def _unknown_thresholds(thresholds):
+  for name in thresholds if isinstance(thresholds, Mapping) else ():
+    if name not in methods_lib.METHODS or not methods_lib.METHODS[name].knobs:
+      raise ConfigError(
+          what=f'thresholds for {name!r}', where='thresholds',
+          expected=f'one of {sorted(m.name for m in methods_lib.METHODS.values() if m.knobs)}')
 
 
-def _unknown_thresholds(methods, thresholds):
-  if not isinstance(thresholds, Mapping):
-    return
-  known = {method.name for method in methods if method.knob}
-  unknown = sorted(set(thresholds) - known - {m.name for m in methods_lib.METHODS.values() if m.knob})
-  if unknown:
-    raise ConfigError(
-        what=f'thresholds for {unknown[0]!r}', where='thresholds', expected=f'one of {sorted(known)}')
+def _at(chosen, sampling, greedy):
+  """The methods that are run with one sampling; `greedy` are the names run at temperature 0, None for all."""
+  if sampling.temperature > 0:
+    return [method for method in chosen if not method.greedy_only]
+  return [method for method in chosen if greedy is None or method.name in greedy]
+
+
+def _report_left_out(chosen, samplings_, greedy):
+  """One line for every method that some temperature leaves out; refuses a method that is left out everywhere."""
+  warm = sorted({s.temperature for s in samplings_ if s.temperature > 0})
+  is_cold = any(s.temperature == 0 for s in samplings_)
+  for method in chosen:
+    if not any(method in _at(chosen, sampling, greedy) for sampling in samplings_):
+      raise ConfigError(
+          what=f'no point of {method.name} is left', where='methods', got=f'temperatures {warm + [0.0] * is_cold}',
+          expected='a temperature at which it runs' + (' (it exists at 0 only)' if method.greedy_only else ''),
+          fix='Add the temperature, name it in greedy_methods, or leave the method out.')
+    if method.greedy_only and warm:
+      LOG.info('%s exists at temperature 0 only: left out at %s', method.name, ', '.join(f'{t:g}' for t in warm))
+    if is_cold and greedy is not None and method.name not in greedy:
+      LOG.info('%s is not among greedy_methods: left out at temperature 0', method.name)
 
 
 def blocks(
     *, pairs: Sequence[str], tasks: Sequence[str], methods: Sequence[str], thresholds: Mapping | Sequence,
     num_draft_tokens: Sequence[int], samplings: Sequence[checks.SamplingParams], seeds: Sequence[int],
-    batch_sizes: Sequence[int],
+    batch_sizes: Sequence[int], greedy_methods: Sequence[str] | None = None,
 ):
   """The `Block`s of a sweep, in the order they are run.
 
+  Args:
+    greedy_methods: those of `methods` that are run at temperature 0; None is all.
+
   Raises:
-    ConfigError: an empty axis, an unknown method or a method without a knob value.
-    ParamError: K, seed, batch size or a knob out of range, or a greedy rule at a temperature above 0.
+    ConfigError: an empty axis, an unknown method, or a method without a point.
+    ParamError: K, seed, batch size or a knob out of range.
   """
   axes = dict(pairs=pairs, tasks=tasks, methods=methods, num_draft_tokens=num_draft_tokens, samplings=samplings,
               seeds=seeds, batch_sizes=batch_sizes)
@@ -132,26 +180,22 @@ def blocks(
     if not axis:
       raise ConfigError(what=f'empty {name}', where=f'evaluate.{name}', expected='at least one value')
   chosen = [methods_lib.lookup(name) for name in dict.fromkeys(methods)]
-  _unknown_thresholds(chosen, thresholds)
+  for name in greedy_methods or ():
+    if methods_lib.lookup(name) not in chosen:
+      raise ConfigError(what=f'{name!r} is not among methods', where='greedy_methods', expected=f'some of {list(methods)}')
+  _unknown_thresholds(thresholds)
   for name, axis, low, high in (('num_draft_tokens', num_draft_tokens, 1, checks.MAX_DRAFT_TOKENS),
                                 ('batch_sizes', batch_sizes, 1, MAX_BATCH), ('seeds', seeds, 0, 2**32 - 1)):
     for value in axis:
       checks.integer(name, value, low=low, high=high, where=f'evaluate.{name}')
-  for method in chosen:
-    for knob in knob_values(method, thresholds):
-      for sampling in samplings:
-        _check_rule(method, knob, sampling)
-  found = []
-  for pair in dict.fromkeys(pairs):
-    for task in dict.fromkeys(tasks):
-      for batch in dict.fromkeys(batch_sizes):
-        for sampling in dict.fromkeys(samplings):
-          for seed in dict.fromkeys(seeds):
-            points = tuple(
-                Point(pair=pair, task=task, method=method.name, rule=method.rule, knob=knob, num_draft_tokens=k,
-                      verifier=VERIFIER if method.drafts else None, sampling=sampling, seed=seed, batch=batch)
-                for method in chosen
-                for k in (dict.fromkeys(num_draft_tokens) if method.drafts else (0,))
-                for knob in knob_values(method, thresholds))
-            found.append(Block(points))
-  return found
+  _report_left_out(chosen, samplings, greedy_methods)
+  knobs = {method.name: knob_values(method, thresholds) for method in chosen}
+  lengths = list(dict.fromkeys(num_draft_tokens))
+  settings = itertools.product(*map(dict.fromkeys, (pairs, tasks, batch_sizes, samplings, seeds)))
+  return [
+      Block(tuple(
+          Point(pair=pair, task=task, method=method.name, rule=method.rule, knob=knob, num_draft_tokens=k,
+                verifier=method.verifier, sampling=sampling, seed=seed, batch=batch)
+          for method in _at(chosen, sampling, greedy_methods)
+          for k in (lengths if method.drafts else (0,)) for knob in knobs[method.name]))
+      for pair, task, batch, sampling, seed in settings]

@@ -22,10 +22,11 @@ def text(kind=None):
 
 
 def _methods():
-  rows = [('method', 'rule', 'knob', 'output follows', 'what it is')]
+  rows = [('method', 'group', 'output follows', 'knobs', 'default sweep', 'what it is')]
   for method in methods.METHODS.values():
-    law = 'the target' if method.lossless else 'the drafter' if method.model == 'drafter' else 'the rule'
-    rows.append((method.name, method.rule or '-', method.knob or '-', law, method.summary))
+    values = [' '.join(f'{v:g}' for v in (value if isinstance(value, tuple) else (value,))) for value in method.thresholds]
+    rows.append((method.name, methods.GROUPS[method.group], f'the {table.follows(method.name)}',
+                 ', '.join(method.knob_names) or '-', ', '.join(values) or '-', method.summary))
   return rows
 
 

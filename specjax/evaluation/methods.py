@@ -1,13 +1,65 @@
-"""The decoding methods that can be named in a sweep, and the decoder each one stands for."""
+"""The decoding methods that can be named in a sweep: the law each follows, its knobs, and the decoder it stands for."""
 
 import dataclasses
 import difflib
-from typing import Any
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
 
+from specjax import routers
 from specjax import rules
 from specjax.core.errors import ConfigError
 from specjax.decode import autoregressive
 from specjax.decode import methods as decode_methods
+from specjax.decode import recorders
+from specjax.drafters import stopping
+
+BASELINE = 'autoregressive'
+# Tokens per row that one target pass of a token cascade feeds when it catches up.
+CHUNK = 8
+
+GROUPS = {
+    'reference': 'References', 'lossy': 'Lossy verification', 'position': 'Cascades, position rules',
+    'token': 'Cascades, token rules', 'mixture': 'Mixture and control', 'sequential': 'Sequential cascades',
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Knob:
+  """A number that a sweep or a calibration turns.
+
+  Attributes:
+    name: the parameter's.
+    low, high: the ends of its range; beyond them nothing more changes.
+    pivot, unit: distances from `pivot` are searched on a logarithmic scale that begins at `unit`; evenly without a unit.
+  """
+
+  name: str
+  low: float
+  high: float
+  pivot: float = 0.0
+  unit: float | None = None
+
+  def coordinate(self, value):
+    """Where `value` lies on the scale that is searched evenly; increasing."""
+    if self.unit is None:
+      return value
+    distance = value - self.pivot
+    return math.copysign(math.log10(1.0 + abs(distance) / self.unit), distance)
+
+  def value(self, coordinate):
+    """The inverse of `coordinate`."""
+    if self.unit is None:
+      return coordinate
+    return self.pivot + math.copysign(self.unit * (10.0 ** abs(coordinate) - 1.0), coordinate)
+
+
+class Setting(NamedTuple):
+  """What a decoder is built for beside its knobs: K, 'rule' or 'target' for the bonus token, 'none' or 'summary'."""
+
+  num_draft_tokens: int
+  bonus: Literal['rule', 'target']
+  detail: Literal['none', 'summary']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,44 +70,184 @@ class Method:
     name: what it is called in configurations, rows and tables.
     title: what it is called in figures.
     summary: one line for `list methods`.
-    model: whose law is decoded, 'target' or 'drafter'.
-    rule: name of the deferral rule, None for autoregressive decoding.
-    rule_type: its constructor; takes the knob by name.
-    knob: name of the number that a sweep turns, or None.
+    group: a key of `GROUPS`; a panel of a figure shows one group.
+    build: (knob values by name, `Setting`) -> a function of a pair that returns the decoder. Values never compile.
+    execution: 'alone' (one model), 'speculative' (draft and verify), 'token' (either model generates the next token),
+      'query' (a whole answer is kept, or generated again).
+    model: whose law is decoded when alone, 'target' or 'drafter'.
+    rule: name of the deferral rule, None without one.
+    knobs: what a sweep turns.
+    thresholds: the sweep when the configuration names none: numbers, or tuples in knob order.
+    verifier: 'token' or 'block', None where nothing is verified.
     lossless: whether the output follows the target's law exactly.
-    drafts: whether draft tokens are proposed.
+    greedy_only: whether it exists at temperature 0 only.
+    is_oracle: whether it asks both models at every token in order to decide, so that its time says nothing.
   """
 
   name: str
   title: str
   summary: str
-  model: str = 'target'
+  group: str
+  build: Callable[[Mapping[str, float], Setting], Callable[[Any], Any]]
+  execution: Literal['alone', 'speculative', 'token', 'query'] = 'speculative'
+  model: Literal['target', 'drafter'] = 'target'
   rule: str | None = None
-  rule_type: Any = None
-  knob: str | None = None
+  knobs: tuple[Knob, ...] = ()
+  thresholds: tuple[Any, ...] = ()
+  verifier: str | None = None
   lossless: bool = False
+  greedy_only: bool = False
+  is_oracle: bool = False
 
   @property
   def drafts(self):
-    return self.rule is not None
+    """Whether draft tokens are proposed and verified, K of them."""
+    return self.execution == 'speculative'
+
+  @property
+  def knob_names(self):
+    """The knobs' names, in order."""
+    return tuple(knob.name for knob in self.knobs)
 
 
-BASELINE = 'autoregressive'
+def _alone(model):
+  return lambda knob, setting: lambda pair: autoregressive.decoder(getattr(pair, model)).replace(with_log_probs=False)
+
+
+def _speculative(rule_type, *, verifier='token', **options):
+  """The loop with one rule, whose knobs are the method's."""
+  return lambda knob, setting: _loop(rule_type(**knob, **options), setting, verifier=verifier)
+
+
+def _loop(rule, setting, *, bonus=None, **options):
+  return decode_methods.speculative(
+      num_draft_tokens=setting.num_draft_tokens, rule=rule, bonus=bonus or setting.bonus, with_log_probs=False,
+      recorder=recorders.SummaryRecorder() if setting.detail == 'summary' else None, **options)
+
+
+def _bild(knob, setting):
+  return _loop(
+      rules.Bild(rollback_threshold=knob['rollback_threshold']), setting, bonus='target',
+      stopping=stopping.MaxProbability(threshold=knob['fallback_threshold']))
+
+
+def _bild_star(knob, setting):
+  return _loop(rules.Bild(**knob), setting, bonus='target')
+
+
+def _routed(router_type):
+  return lambda knob, setting: decode_methods.token_cascade(router=router_type(**knob), chunk=CHUNK)
+
+
+def _sequence(knob, setting):
+  return decode_methods.sequence_cascade(confidence='mean_log_prob', **knob)
+
+
+def _knobbed(name, title, summary, *, group, rule, build, knob, thresholds, verifier='token', **more):
+  return Method(name, title, summary, group, build, rule=rule, knobs=(knob,), thresholds=thresholds, verifier=verifier,
+                **more)
+
+
+_SHARE = Knob('threshold', 0.0, 1.0)
+_DIFFERENCE = Knob('threshold', -1.0, 1.0)
+_PER_DISTANCE = Knob('threshold', -1e4, 1e4, unit=0.01)
+# Where most tokens are nearly certain, what happens close to 1 counts.
+_NEAR_ONE = Knob('threshold', 0.0, 1.0, pivot=1.0, unit=1e-7)
+_NEAR_ONE_SIGNED = Knob('threshold', -1.0, 1.0, pivot=1.0, unit=1e-7)
+_LENIENCE = Knob('lenience', 0.0, 1.0 - 1e-7, pivot=1.0, unit=1e-7)
+_ROLLBACK = Knob('rollback_threshold', 0.0, 50.0, unit=0.01)
+
+# Sweeps that trace a curve on the built-in pairs, whose models are sure of most tokens.
+_SHARES = (0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 0.8, 0.9)
+_SIGNED = (-0.1, 0.0, 0.01, 0.03, 0.06, 0.1, 0.2, 0.4, 0.6, 0.9)
+_TAIL = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 1.0)
+_LENIENCES = (0.5, 0.8, 0.9, 0.97, 0.99, 0.997, 0.999, 0.9999)
+
+
+_REFERENCES = (
+    Method(BASELINE, 'Target alone', 'the target alone, one token per pass: the baseline', 'reference',
+           _alone('target'), execution='alone', lossless=True),
+    Method('autoregressive_drafter', 'Drafter alone', 'the drafter alone: a reference point, other law',
+           'reference', _alone('drafter'), execution='alone', model='drafter'),
+    Method('speculative', 'Speculative decoding', 'lossless draft and verify (Leviathan et al. 2023)', 'reference',
+           _speculative(rules.Lossless), rule='lossless', verifier='token', lossless=True),
+    Method('speculative_block', 'Speculative (block)', 'lossless, the block verified as a whole (Sun et al. '
+           '2025)', 'reference', _speculative(rules.Lossless, verifier='block'), rule='lossless', verifier='block',
+           lossless=True),
+)
+
+_LOSSY = tuple(
+    _knobbed(name, title, summary, group='lossy', rule='lossy', knob=_LENIENCE, thresholds=_LENIENCES,
+             build=_speculative(rules.LossySpeculative, residual=residual))
+    for name, title, residual, summary in (
+        ('lossy', 'Lossy', 'difference', 'accepts with min(1, p / ((1 - lenience) q)), residual (p - q)+ (Leviathan et al. '
+         '2023)'),
+        ('lossy_mass_balance', 'Lossy (balanced residual)', 'mass_balance', 'the same with residual (p / beta - q)+, beta '
+         'solved (Tran-Thien 2023)'),
+        ('lossy_target_residual', 'Lossy (target as residual)', 'target', 'the law of accepting leniently and drawing from '
+         'the target after a rejection'))
+) + (
+    _knobbed('lossy_greedy', 'Lossy greedy', 'accepts a token with p >= (1 - lenience) max p; temperature 0 only',
+             group='lossy', rule='lossy_greedy', build=_speculative(rules.LossyGreedy), knob=_LENIENCE,
+             thresholds=_LENIENCES, greedy_only=True),
+    Method('bild', 'BiLD', 'drafts while the drafter is sure, replaces what the target finds unlikely; temperature 0 only '
+           '(Kim et al. 2023)', 'lossy', _bild, rule='bild', verifier='token', greedy_only=True,
+           knobs=(Knob('fallback_threshold', 0.0, 1.0), _ROLLBACK),
+           thresholds=tuple((fallback, rollback) for fallback in (0.2, 0.5, 0.8) for rollback in (2.0, 5.0, 8.0))),
+    _knobbed('bild_star', 'BiLD*', 'BiLD with a fixed window and the rollback threshold alone; temperature 0 only',
+             group='lossy', rule='bild', build=_bild_star, knob=_ROLLBACK, greedy_only=True,
+             thresholds=(1.0, 2.0, 3.0, 5.0, 6.0, 7.0, 8.5, 10.0)),
+)
+
+_POSITION = (
+    _knobbed('cascade_chow', 'SpecCascade[Chow]', 'defers where the drafter is unsure', group='position', rule='chow',
+             build=_speculative(rules.Chow), knob=_SHARE, thresholds=_SHARES),
+    _knobbed('cascade_diff', 'SpecCascade[Diff]', 'defers where the target is surer than the drafter by the threshold',
+             group='position', rule='diff', build=_speculative(rules.Diff), knob=_DIFFERENCE, thresholds=_SIGNED),
+    _knobbed('cascade_opt', 'SpecCascade[OPT]', 'Diff with the threshold times the distance of the laws, the price of '
+             'deferring', group='position', rule='opt', build=_speculative(rules.Opt, loss='zero_one'), knob=_PER_DISTANCE,
+             thresholds=(-1.0, -0.3, 0.0, 0.3, 0.6, 0.8, 0.9, 0.95, 1.0, 3.0)),
+    _knobbed('cascade_opt_entropy', 'SpecCascade[OPT entropy]', 'OPT that reads confidence as entropy', group='position',
+             rule='opt', build=_speculative(rules.Opt, loss='entropy'), knob=_PER_DISTANCE,
+             thresholds=(-3.0, -0.3, 0.0, 0.3, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)),
+)
+
+_TOKEN = (
+    _knobbed('cascade_token_v1', 'SpecCascade[TokenV1]', 'keeps drafter mass on tokens with q >= max p - threshold',
+             group='token', rule='token_v1', build=_speculative(rules.TokenV1), knob=_NEAR_ONE_SIGNED,
+             thresholds=(-0.2, 0.0, 0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)),
+    _knobbed('cascade_token_v2', 'SpecCascade[TokenV2]', 'keeps drafter mass on tokens with p >= max p - threshold',
+             group='token', rule='token_v2', build=_speculative(rules.TokenV2), knob=_NEAR_ONE_SIGNED,
+             thresholds=(0.0, 0.5, 0.9, 0.95, 0.97, 0.98, 0.99, 0.995, 0.999, 1.0)),
+    _knobbed('cascade_token_v3', 'SpecCascade[TokenV3]', 'keeps drafter mass on tokens with p >= (1 - threshold) max p '
+             '(Narasimhan et al. 2025)', group='token', rule='token_v3', build=_speculative(rules.TokenV3), knob=_NEAR_ONE,
+             thresholds=_TAIL),
+)
+
+_MIXTURE = (
+    _knobbed('cascade_mixture', 'Mixture', 'the law (1 - weight) q + weight p at every position', group='mixture',
+             rule='mixture', build=_speculative(rules.Mixture), knob=Knob('target_weight', 0.0, 1.0),
+             thresholds=(0.0, 0.1, 0.25, 0.4, 0.55, 0.7, 0.85, 0.95, 1.0)),
+    _knobbed('truncated_target', 'Truncated target', 'the control: the target cut to p >= (1 - threshold) max p, decoded '
+             'exactly', group='mixture', rule='truncated_target', build=_speculative(rules.TruncatedTarget), knob=_NEAR_ONE,
+             thresholds=_TAIL),
+)
+
+_SEQUENTIAL = (
+    _knobbed('token_cascade_chow', 'TokenCascade[Chow]', 'the drafter generates while it is sure, else the target gives '
+             'the token', group='sequential', rule='chow', build=_routed(routers.ChowRouter), knob=_SHARE,
+             thresholds=_SHARES, execution='token', verifier=None),
+    _knobbed('sequence_cascade_chow', 'SeqCascade[Chow]', 'the drafter answers, the target again where the mean '
+             'log-probability is below the threshold', group='sequential', rule='chow', build=_sequence,
+             knob=Knob('threshold', -20.0, 1.0, unit=1e-4), execution='query', verifier=None,
+             thresholds=(-2.0, -1.5, -1.0, -0.7, -0.5, -0.3, -0.2, -0.1, -0.01)),
+    _knobbed('oracle_diff', 'Oracle[Diff]', 'a token cascade that is told both laws: a bound on quality, without a time',
+             group='sequential', rule='diff', build=_routed(routers.DiffOracle), knob=_DIFFERENCE, thresholds=_SIGNED,
+             execution='token', verifier=None, is_oracle=True),
+)
 
 METHODS = {
-    method.name: method
-    for method in (
-        Method(BASELINE, 'Target, autoregressive', 'the target alone, one token per pass: the baseline', lossless=True),
-        Method('autoregressive_drafter', 'Drafter, autoregressive', 'the drafter alone: a reference point, other law',
-               model='drafter'),
-        Method('speculative', 'Speculative decoding', 'lossless draft and verify (Leviathan et al. 2023)',
-               rule='lossless', rule_type=rules.Lossless, lossless=True),
-        Method('cascade_chow', 'Cascade, Chow', 'speculative cascade that defers where the drafter is unsure',
-               rule='chow', rule_type=rules.Chow, knob='threshold'),
-        Method('cascade_token_v3', 'Cascade, TokenV3', 'speculative cascade with the token-specific rule V3 (Narasimhan '
-               'et al. 2025)', rule='token_v3', rule_type=rules.TokenV3, knob='threshold'),
-    )
-}
+    method.name: method for method in (*_REFERENCES, *_LOSSY, *_POSITION, *_TOKEN, *_MIXTURE, *_SEQUENTIAL)}
 
 
 def lookup(name: str) -> Method:
@@ -72,20 +264,17 @@ def lookup(name: str) -> Method:
   return METHODS[name]
 
 
-def build_decoder(pair, method: Method, *, knob: dict, num_draft_tokens: int, bonus: str):
+def build_decoder(pair, method: Method, *, knob: Mapping[str, float], setting: Setting):
   """(decoder, params): the loop of one method on a loaded pair.
 
   Args:
     pair: a `specjax.Pair`.
     method: which method.
     knob: name -> value; traced, so another value never recompiles.
-    num_draft_tokens: K; unused by autoregressive methods.
-    bonus: whose law the token after full acceptance follows, 'rule' or 'target'.
+    setting: K, the bonus token's law and what is recorded.
   """
-  if method.drafts:
-    build = decode_methods.speculative(
-        num_draft_tokens=num_draft_tokens, rule=method.rule_type(**knob), bonus=bonus, with_log_probs=False)
-    return build(pair), {role: pair.params[role] for role in ('target', 'drafter')}
-  model = pair.target if method.model == 'target' else pair.drafter
-  decoder = autoregressive.decoder(model).replace(with_log_probs=False)
-  return decoder, {'target': pair.params[method.model]}
+  if method.execution == 'alone':
+    params = {'target': pair.params[method.model]}
+  else:
+    params = {role: pair.params[role] for role in ('target', 'drafter')}
+  return method.build(knob, setting)(pair), params

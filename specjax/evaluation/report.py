@@ -16,7 +16,10 @@ import markupsafe
 
 from specjax.core.errors import ConfigError
 from specjax.evaluation import aggregate
+from specjax.evaluation import curves
+from specjax.evaluation import draft_plots
 from specjax.evaluation import exports
+from specjax.evaluation import matched as matched_lib
 from specjax.evaluation import methods
 from specjax.evaluation import output
 from specjax.evaluation import plots
@@ -26,9 +29,16 @@ from specjax.evaluation import table
 
 SAMPLES = 4
 # Columns of the page's tables, of which there is one per setting.
-PAGE_COLUMNS = ('method', 'K', 'AL', 'accepted/step', 'acceptance rate', 'tok/s', 'speedup [95 % CI]', '% limit',
-                'quality [95 % CI]', 'equal to AR')
+PAGE_COLUMNS = ('method', 'follows', 'K', 'quality [95 % CI]', 'speedup [95 % CI]', '% limit', 'AL', 'accepted/step',
+                'acceptance rate', 'deferral rate', 'rejection rate', 'predicted', 'TV to target', 'tok/s', 'equal to AR')
+# A page with more settings than this shows the figures of the untruncated ones; the others stand beside it as files.
+_MAX_SETTINGS = 4
 _MAX_TEXT = 600
+_UNREAD = frozenset((
+    'answer_id', 'tstamp', 'model_id', 'prompt_sha256', 'cached_tokens', 'crc32', 'reference_id', 'filtered_answer',
+    'per_step', 'concurrency', 'acceptance_histogram', 'acceptance_per_pos_cond', 'acceptance_per_pos_uncond',
+    'mean_acceptance_length', 'accepted_per_step', 'block_efficiency', 'draft_acceptance_rate', 'wasted_verify_tokens',
+    'verified_tokens'))
 
 
 class Report(NamedTuple):
@@ -47,21 +57,32 @@ def write(directory):
     ConfigError: there are no rows.
   """
   directory = pathlib.Path(directory)
-  rows, damage = row_log.read(directory / output.ROWS)
+  rows, damage = row_log.read(directory / output.ROWS, change=_essential)
   if not rows:
     raise ConfigError(what='no results', where=str(directory / output.ROWS), fix='Run `python -m specjax.eval` first.')
   run = output.read_run(directory)
   every = aggregate.all_series(rows, run)
+  matched = matched_lib.tables(rows, every)
   figures = _figures(directory, every, run)
-  exports.write_results(directory, every, run)
+  exports.write_results(directory, every, run, matched)
   exports.write_acceptance(directory, every)
   exports.write_performance(directory, every, rows)
   text = table.markdown(every)
-  facts = _facts(directory, rows, run, every, figures, text, damage)
+  facts = _facts(directory, rows, run, every, matched, figures, text, damage)
   environment = make_environment()
   output.write_text(directory / 'report.md', _markdown(environment, facts))
   output.write_text(directory / 'report.html', _html(environment, facts))
-  return Report(directory, text, every, figures)
+  return Report(directory, text, every, [figure.path for figure in figures])
+
+
+def _essential(row):
+  """A row without what no table or figure reads: a large sweep has to fit in memory."""
+  choice = row['choices'][0]
+  names = ['new_tokens', 'wall_time', 'prefill_time', 'decode_time', 'finish_reason']
+  names += ['token_ids'] if row['temperature'] == 0 else []
+  names += [] if row['batch_index'] or row['repeat'] else ['turns']
+  return {name: value for name, value in row.items() if name not in _UNREAD} | {
+      'choices': [{name: choice[name] for name in names}]}
 
 
 @functools.cache
@@ -85,7 +106,8 @@ def _markdown(environment, facts):
 
 
 def _html(environment, facts):
-  style = environment.get_template('report.css').render()
+  style = environment.get_template('report.css').render(
+      marks={name: plots.style(name)['color'] for name in methods.METHODS})
   digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
   policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
   images = {}
@@ -100,21 +122,53 @@ def _slug(name):
   return ''.join(c if c.isalnum() or c in '-_' else '_' for c in name)
 
 
+class _Figure(NamedTuple):
+  """A figure's file, and whether the page shows it."""
+
+  path: pathlib.Path
+  is_shown: bool
+
+
+_OF_SETTING = (
+    (curves.quality_latency, 'Latency: ratio of totals, prefill included; quality: mean score. Bars: 95 % intervals; '
+     'points whose bars overlap are not told apart. Grey: the methods of the other panels.'),
+    (curves.quality_rejection, 'Quality: mean score, bars: 95 % intervals. A rejection costs a target pass. Grey: the '
+     'methods of the other panels.'),
+    (curves.quality_deferral, 'Deferral: per evaluated draft (speculative), per token (token cascade, oracle) or per query '
+     '(sequence cascade). Bars: 95 % intervals.'),
+    (curves.latency_rejection, 'Every point is one method at one knob value.'),
+    (draft_plots.acceptance_by_length, 'Of a method with a knob the middle of its sweep. Dotted: what independent '
+     'acceptances would give.'),
+    (draft_plots.acceptance_by_position, 'Of a method with a knob the middle of its sweep. Bands: 95 % Wilson intervals. '
+     'Dotted: what independent acceptances would give (a to the power of the position); a round that the end of a text '
+     'cuts counts as not accepted behind the cut.'),
+)
+
+
 def _figures(directory, every, run):
-  paths = []
+  found = []
   for pair in dict.fromkeys(s.pair for s in every):
     mine = [s for s in every if s.pair == pair]
-    base = caption(mine, run)
-    paths.append(plots.quality_latency(
-        mine, directory, name=f'quality_latency-{_slug(pair)}',
-        caption=base + ' Latency: ratio of totals, prefill included; quality: mean score. Bars: 95 % intervals.'))
-    paths.append(plots.speedup_grid(
-        mine, directory, name=f'speedup-{_slug(pair)}', caption=base + ' Ratio of totals; bars: 95 % intervals.'))
-    paths.append(plots.acceptance_by_position(
-        mine, directory, name=f'acceptance_by_position-{_slug(pair)}',
-        caption=base + ' Bands: 95 % Wilson intervals. Dotted: what independent acceptances would give (a to the power '
-        'of the position); a round that the end of a text cuts counts as not accepted behind the cut.'))
-  return [path for path in paths if path is not None]
+    found.append(_Figure(draft_plots.speedup_grid(
+        mine, directory, name=f'speedup-{_slug(pair)}',
+        caption=caption(mine, run) + ' Ratio of totals; bars: 95 % intervals.'), True))
+    settings = plots.settings(mine)
+    for setting in settings:
+      members = [s for s in mine if s.setting == setting]
+      is_shown = len(settings) <= _MAX_SETTINGS or members[0].top_p == 1
+      for draw, explanation in _OF_SETTING:
+        name = f'{draw.__name__}-{_slug(_setting_name(members[0], mine))}'
+        found.append(_Figure(draw(
+            members, directory, name=name, caption=f'{caption(members, run)} {explanation}'), is_shown))
+  return [figure for figure in found if figure.path is not None]
+
+
+def _setting_name(series, every):
+  """The pair, and what tells this setting from the pair's others."""
+  letters = {'task': '', 'temperature': 'T', 'top_p': 'p', 'top_k': 'k', 'min_p': 'm', 'batch': 'B'}
+  parts = [f'{letter}{value if isinstance(value, str) else f"{value:g}"}' for name, letter in letters.items()
+           for value in [getattr(series, name)] if len({getattr(s, name) for s in every}) > 1]
+  return '-'.join([series.pair, *parts])
 
 
 def caption(series, run):
@@ -127,33 +181,62 @@ def caption(series, run):
   dirty = ' (modified)' if (session.get('git') or {}).get('dirty') else ''
   parts = [f'Pair {first.pair}', metadata.get('dtype'),
            provenance.chip_label(session['chip']) if session.get('chip') else None,
-           f'T = {listed(s.temperature for s in series)}', f'batch {listed(s.batch for s in series)}',
+           f'T = {listed(s.temperature for s in series)}',
+           f'top-p {listed(s.top_p for s in series)}' if any(s.top_p < 1 for s in series) else None,
+           f'batch {listed(s.batch for s in series)}',
            f'K = {listed(s.num_draft_tokens for s in series if s.drafts)}' if any(s.drafts for s in series) else None,
            f'{first.prompts} prompts x {first.repeats} repeat{"s" if first.repeats > 1 else ""}',
            f'commit {commit[:9]}{dirty}' if commit else None]
   return table.printable(' · '.join(part for part in parts if part) + '.')
 
 
-def _facts(directory, rows, run, every, figures, text, damage):
+def _facts(directory, rows, run, every, matched, figures, text, damage):
   """What the templates print."""
   sessions = run.get('sessions', [])
   pairs = list(dict.fromkeys(s.pair for s in every))
+  has_detail = any(s.tv_goal_drafter is not None for s in every)
   return {
       'directory': directory, 'machine': run.get('machine'), 'prompt_sets': run.get('prompt_sets', {}),
       'run_id': rows[0]['run_id'], 'num_rows': len(rows),
-      'sessions': [_session(s) for s in sessions], 'pairs': [_pair(pair, every, run) for pair in pairs],
-      'table': text, 'columns': PAGE_COLUMNS, 'settings': [_setting(setting, every) for setting in plots.settings(every)],
-      'figures': [{'file': path.name, 'title': path.stem.replace('_', ' ').replace('-', ', ')} for path in figures],
+      'sessions': [_session(s) for s in sessions], 'pairs': [_pair(pair, every, matched, run) for pair in pairs],
+      'table': text, 'columns': [name for name in PAGE_COLUMNS if has_detail or name not in table.DETAIL],
+      'settings': [_setting(setting, every) for setting in plots.settings(every)],
+      'figures': [{'file': figure.path.name, 'title': figure.path.stem.replace('_', ' ').replace('-', ', ')}
+                  for figure in figures if figure.is_shown],
+      'other_figures': [figure.path.name for figure in figures if not figure.is_shown],
       'losing': [_line(s, every) for s in every if s.loses],
       'undecided': [_line(s, every) for s in every if s.is_undecided],
       'compared': sum(not s.is_baseline and s.speedup.estimate is not None for s in every),
-      'matched': aggregate.matched_quality(every), 'fractions': aggregate.MATCHED,
-      'categories': _categories(every), 'samples': _samples(directory, rows),
+      'matched': _matched(matched), 'matched_columns': table.matched_columns(matched_lib.FRACTIONS),
+      'theory': _theory(every), 'categories': _categories(every), 'samples': _samples(directory, rows),
       'errors': [row for row in rows if row['error']][:10], 'definitions': exports.METRIC_DEFINITIONS,
       'executables': [e for s in sessions for e in s.get('executables', ())], 'damage': damage,
       'number': table.number, 'interval': table.with_interval,
       'date': _date(sessions[0].get('started')) if sessions else '',
   }
+
+
+def _matched(matched):
+  """The matched tables, one per setting: title, the target's quality, lines of cells."""
+  found = []
+  for setting in dict.fromkeys(line.baseline.setting for line in matched):
+    lines = [line for line in matched if line.baseline.setting == setting]
+    baseline = lines[0].baseline
+    found.append({
+        'title': f'{baseline.pair} · {plots.setting_title(baseline)}',
+        'quality': table.with_interval(baseline.quality, 3), 'pct_of_limit': table.number(baseline.pct_of_limit, 0),
+        'lines': [{'method': line.method, 'cells': table.matched_cells(line)} for line in lines],
+        'text': table.markdown_table(
+            [table.matched_columns(matched_lib.FRACTIONS), *map(table.matched_cells, lines)])})
+  return found
+
+
+def _theory(every):
+  """How many series have a predicted rejection rate, and which differ from it beyond doubt."""
+  checked = [s for s in every if s.rejection_gap.low is not None]
+  return {'checked': len(checked), 'differing': [
+      f'{s.pair} {table.method_label(s)} T={s.temperature:g} top-p={s.top_p:g} K={s.num_draft_tokens}' for s in checked
+      if table.predicted(s).endswith('!')]}
 
 
 def _date(seconds):
@@ -182,20 +265,27 @@ def _setting(setting, every):
           'lines': [_line(s, every) for s in mine]}
 
 
-def _pair(pair, every, run):
-  """The headline of a pair: each temperature's speculative speed-up, and the fastest cascade at the target's quality."""
+def _pair(pair, every, matched, run):
+  """The headlines of a pair, a card per setting."""
   mine = [s for s in every if s.pair == pair]
-  headlines = []
-  for baseline in (s for s in mine if s.is_baseline):
-    peers = [s for s in mine if s.setting == baseline.setting]
-    speculative = max((s for s in peers if s.method == 'speculative' and s.speedup.estimate is not None),
-                      key=lambda s: s.speedup.estimate, default=None)
-    enough = [s for s in peers if s.knob and s.speedup.estimate is not None and s.quality.estimate is not None
-              and baseline.quality.estimate is not None and s.quality.estimate >= baseline.quality.estimate]
-    cascade = max(enough, key=lambda s: s.speedup.estimate, default=None)
-    headlines.append({'baseline': baseline, 'speculative': speculative, 'cascade': cascade,
-                      'cascade_label': table.method_label(cascade) if cascade else None})
-  return {'name': pair, 'metadata': run.get('pairs', {}).get(pair, {}), 'headlines': headlines}
+  baselines = [s for s in mine if s.is_baseline]
+  if len(baselines) > _MAX_SETTINGS:
+    baselines = [s for s in baselines if s.top_p == 1]
+  return {'name': pair, 'metadata': run.get('pairs', {}).get(pair, {}),
+          'headlines': [_headline(s, mine, matched) for s in baselines]}
+
+
+def _headline(baseline, mine, matched):
+  """Lossless speculation at the main K, and what is gained at the target's quality; nothing is ranked that overlaps."""
+  peers = [s for s in mine if s.setting == baseline.setting]
+  speculative = next((s for s in plots.at_length(peers, plots.main_length(peers))
+                      if s.method == 'speculative' and s.speedup.estimate is not None), None)
+  leading = [line for line in matched if line.baseline is baseline and line.gains[1.0].is_leading]
+  gains = [line.gains[1.0].interval.estimate for line in leading]
+  gain = f'{min(gains):.2f}x to {max(gains):.2f}x' if gains else None
+  if len(leading) == 1:
+    gain = table.best_cell(leading[0].gains[1.0], unit='x', with_limit=True).removesuffix(' *')
+  return {'baseline': baseline, 'speculative': speculative, 'leading': [line.title for line in leading], 'gain': gain}
 
 
 def _categories(every):
@@ -204,7 +294,7 @@ def _categories(every):
   for series in every:
     if series.method in (methods.BASELINE, 'speculative') and len(series.categories) > 1:
       for name, values in series.categories.items():
-        found.append({'pair': series.pair, 'task': series.task, 'temperature': series.temperature,
+        found.append({'pair': series.pair, 'task': series.task, 'temperature': series.temperature, 'top_p': series.top_p,
                       'batch': series.batch, 'method': series.method, 'category': name, **values})
   return found
 
@@ -216,7 +306,7 @@ def _samples(directory, rows):
   for row in rows:
     if row['repeat'] or row['batch_index']:
       continue
-    key = row['pair'], row['task'], row['temperature'], row['question_id']
+    key = row['pair'], row['task'], row['temperature'], row['top_p'], row['question_id']
     question = asked.get((row['task'], row['question_id']), {})
     entry = found.setdefault(key, {
         'pair': row['pair'], 'temperature': row['temperature'], 'question_id': row['question_id'],

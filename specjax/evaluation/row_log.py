@@ -9,7 +9,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from specjax.core.errors import ConfigError, DataError
@@ -74,13 +74,18 @@ def without_volatile(value: Any) -> Any:
   return value
 
 
-def read(path) -> tuple[list[dict], Damage]:
-  """The good rows of a file, first occurrence of each id, in file order; and what was wrong with it."""
-  rows, _, damage = _scan(path)
+def read(path, *, change: Callable[[dict], dict] = lambda row: row) -> tuple[list[dict], Damage]:
+  """The good rows of a file, first occurrence of each id, in file order; and what was wrong with it.
+
+  Args:
+    path: the file.
+    change: what to keep of a row, for files with very many.
+  """
+  rows, _, damage = _scan(path, change)
   return rows, damage
 
 
-def _scan(path):
+def _scan(path, change=lambda row: row):
   """(rows, length of the file up to its last good line, damage)."""
   rows, seen, bad = [], set(), []
   good_end = position = 0
@@ -96,7 +101,7 @@ def _scan(path):
       good_end = position
       if row_id(row) not in seen:
         seen.add(row_id(row))
-        rows.append(row)
+        rows.append(change(row))
   inside = tuple(number for number, end in bad if end <= good_end)
   return rows, good_end, Damage(position - good_end, inside)
 
@@ -108,6 +113,10 @@ class RowWriter:
 
   Args:
     path: the file; its good rows are kept and its torn tail is cut off.
+
+  Attributes:
+    rows: the rows that the file held when it was opened.
+    ids: of all its rows.
 
   Raises:
     ConfigError: another process has the file open.
@@ -158,7 +167,6 @@ class RowWriter:
             fix='Rows written before are intact: make room and run again with --resume.') from error
       raise
     self._end += len(data)
-    self.rows.extend(new)
     return new
 
   def clear(self):

@@ -80,6 +80,41 @@ def _proposed_per_step(counts):
   return [each] * counts.steps if constant else None
 
 
+def _summary(collected, row, *, counts, method):
+  """The recorder's fields of a row: means over evaluated positions, None where nothing was recorded or evaluated.
+
+  A cascade that picks a model needs no recorder: its deferrals are the target's calls (token) or whether there was one
+  (query). KL is None as well where it is infinite.
+  """
+  names = ('deferral_rate', 'overlap', 'tv_to_target', 'kl_to_target', 'tv_goal_drafter')
+  found = dict.fromkeys(('deferral', *names))
+  if method.execution == 'token':
+    found |= {'deferral': counts.target_calls, 'deferral_rate': efficiency.ratio(counts.target_calls, counts.emitted)}
+  elif method.execution == 'query':
+    found |= {'deferral': int(counts.target_calls > 0), 'deferral_rate': float(counts.target_calls > 0)}
+  elif collected.record is not None and counts.evaluated:
+    sums = {name: float(np.asarray(values, np.float64)[row]) for name, values in collected.record._asdict().items()}
+    found |= {name: sums[name.removesuffix('_rate')] / counts.evaluated for name in names} | {'deferral': sums['deferral']}
+  return found
+
+
+def agreement(tokens, baseline, *, lossless, is_tie):
+  """The row's fields that compare greedy outputs: equal_to_ar, first_diff (position in the output), diff_cause.
+
+  Args:
+    tokens, baseline: generated token ids of the method and of the target alone.
+    lossless: whether the method follows the target's law; a difference of any other is 'lossy'.
+    is_tie: position -> whether the two tokens there are a tie of the target within rounding; called at most once. A
+      lossless difference that is none has no known cause (None).
+  """
+  if tokens == baseline:
+    return {'equal_to_ar': True, 'first_diff': None, 'diff_cause': 'none'}
+  shorter = min(len(tokens), len(baseline))
+  first = next((i for i in range(shorter) if tokens[i] != baseline[i]), shorter)
+  tie = lossless and first < shorter and is_tie(first)
+  return {'equal_to_ar': False, 'first_diff': first, 'diff_cause': ('tie' if tie else None) if lossless else 'lossy'}
+
+
 def _error(status, row_name):
   if status not in (types.Status.NONFINITE, types.Status.NONFINITE_DRAFTER):
     return None
@@ -105,6 +140,7 @@ def _choice(collected, row, *, counts, text, tokens, status, prefill_seconds, de
 def build(
     *, run_id: str, point: grid.Point, question: Question, repeat: int, batch_index: int, num_rows: int, row: int,
     generation: Generation, text: str, score: float | None, score_name: str | None, model_id: str,
+    compared: dict | None = None,
 ):
   """The row of one question, without its CRC.
 
@@ -119,8 +155,9 @@ def build(
     text: decoded output.
     score, score_name: the task's judgement, or None.
     model_id: of the pair.
+    compared: what `agreement` says, None where nothing is compared.
   """
-  collected = generation.collected
+  collected, method = generation.collected, methods.lookup(point.method)
   counts = efficiency.row_counts(collected.stats, row)
   tokens = generated_tokens(collected, row)
   status = types.Status(int(collected.status[row]))
@@ -133,20 +170,21 @@ def build(
       'repeat': repeat, 'category': question.category, 'answer_id': uuid.uuid4().hex[:22], 'model_id': model_id,
       'tstamp': time.time(), 'pair': point.pair, 'task': point.task, 'method': point.method, 'rule': point.rule,
       'knob': dict(point.knob), 'num_draft_tokens': point.num_draft_tokens, 'verifier': point.verifier, **sampling,
-      'seed': point.seed, 'batch': point.batch, 'concurrency': point.batch, 'batch_index': batch_index, 'batch_rows': num_rows,
+      'seed': point.seed, 'batch': point.batch, 'concurrency': point.batch, 'batch_index': batch_index,
+      'batch_rows': num_rows,
       'choices': [choice], 'prompt_tokens': [len(question.prompt)], 'cached_tokens': [0],
-      'prompt_sha256': question.prompt_sha256, **efficiency.summary(counts), 'deferral': None,
+      'prompt_sha256': question.prompt_sha256, **efficiency.summary(counts),
+      **_summary(collected, row, counts=counts, method=method),
       'target_calls': counts.target_calls, 'draft_calls': counts.drafter_calls,
       'target_passes': int(np.max(np.asarray(collected.stats.target_passes))),
       'verified_tokens': counts.proposed + counts.target_calls,
       'drafted_by_position': list(counts.drafted_by_position),
       'evaluated_by_position': list(counts.evaluated_by_position),
-      'accepted_by_position': list(counts.accepted_by_position), 'overlap': None, 'deferral_rate': None,
-      'tv_to_target': None, 'kl_to_target': None, 'per_step': None, 'score': score, 'score_name': score_name,
-      'reference_id': question.id, 'filtered_answer': None, 'equal_to_ar': None, 'first_diff': None,
-      'diff_cause': None, 'error': _error(status, question.id),
+      'accepted_by_position': list(counts.accepted_by_position), 'per_step': None, 'score': score,
+      'score_name': score_name, 'reference_id': question.id, 'filtered_answer': None,
+      **(compared or {'equal_to_ar': None, 'first_diff': None, 'diff_cause': None}), 'error': _error(status, question.id),
   }
-  if not methods.lookup(point.method).drafts:
+  if not method.drafts:
     built['rejection_rate'] = None
   return finite(built)
 

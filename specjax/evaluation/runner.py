@@ -3,23 +3,32 @@
 `evaluate` sees only the methods of `PairRunner`; tests give it a runner without a model.
 """
 
+import functools
 import importlib.resources
 import time
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from specjax.core import types
 from specjax.core.errors import PromptError, SpecjaxError
 from specjax.decode import generate
 from specjax.decode import memory
 from specjax.decode import run
+from specjax.decode import speculative
 from specjax.evaluation import methods
 from specjax.evaluation import provenance
 from specjax.evaluation import rows
 from specjax.metrics import timing
 from specjax.pairs import builtin
+from specjax.rules import lossless
 from specjax.tasks import prompts
+
+
+# Float32 logits nearer than this are equal up to the rounding of programs of different width.
+TIE_GAP = 1e-4
 
 
 class Shape(NamedTuple):
@@ -40,14 +49,16 @@ class PairRunner:
     dtype: of weights and activations, for the record.
     bonus: whose law the token after full acceptance follows.
     force_length: ignore EOS, so that every row generates `max_new_tokens`.
+    detail: 'summary' records what the rules did, 'none' nothing.
   """
 
-  def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length):
+  def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length, detail='none'):
     self.name = pair.name
     self._pair = pair
     self._checkpoint_sha256 = checkpoint_sha256
     self._dtype = dtype
     self._bonus = bonus
+    self._detail = detail
     self._eos_ids = () if force_length else (self._pair.tokenizer.eos_id,)
     self._is_decoder_only = self._pair.family == 'decoder-only'
 
@@ -76,20 +87,21 @@ class PairRunner:
     """The text of generated tokens up to the first EOS."""
     return prompts.answer_text(token_ids, self._pair.tokenizer)
 
-  def shape(self, questions, *, max_new_tokens, num_draft_tokens):
-    """The `Shape` that holds all `questions`, with room for the widest round."""
+  def shape(self, questions, *, max_new_tokens, points):
+    """The `Shape` that holds all `questions`, with room for the widest round of `points`."""
     longest = max(len(question.prompt) for question in questions)
     if not all(question.prompt for question in questions):
       raise PromptError(what='empty prompt', where=next(q.id for q in questions if not q.prompt))
     width = generate.bucket(longest)
     in_decoder = width if self._is_decoder_only else 1
-    return Shape(width, max_new_tokens, in_decoder + max_new_tokens + num_draft_tokens + 1)
+    slack = max(self.decoder(point)[0].slack for point in {point.structure: point for point in points}.values())
+    return Shape(width, max_new_tokens, in_decoder + max_new_tokens + slack)
 
   def decoder(self, point):
-    """(decoder, params) of a point; the knob is a leaf, so its value does not matter to the executable."""
+    """(decoder, params) of a point; the knobs are leaves, so their values do not matter to the executable."""
     return methods.build_decoder(
-        self._pair, methods.lookup(point.method), knob=dict(point.knob), num_draft_tokens=point.num_draft_tokens,
-        bonus=self._bonus)
+        self._pair, methods.lookup(point.method), knob=dict(point.knob),
+        setting=methods.Setting(point.num_draft_tokens, self._bonus, self._detail))
 
   def memory_parts(self, point, shape):
     """Name -> bytes that a batch needs beside the parameters (already loaded), without compiling anything."""
@@ -128,7 +140,7 @@ class PairRunner:
     """
     decoder, params = self.decoder(point)
     requests = jax.device_put(self._requests(point, questions, shape))
-    state, prefill_seconds = timing.timed(run.prefill, decoder, params, requests, capacity=shape.capacity)
+    state, prefill_seconds = timing.timed(run.prefill, _before_rounds(decoder), params, requests, capacity=shape.capacity)
 
     with timing.garbage_collection_off():
       start = time.perf_counter()
@@ -140,6 +152,37 @@ class PairRunner:
       raise SpecjaxError(what='rows still running after max_new_tokens rounds', where=point.label)
     return rows.Generation(collected, prefill_seconds, decode_seconds)
 
+  def is_tie(self, question, tokens, other, position, shape):
+    """Whether the target cannot tell two greedy outputs apart at the first `position` where they differ.
+
+    Both tokens must be its best up to rounding, by one full pass over prompt and output; only known in float32.
+    """
+    if str(self._dtype) != 'float32':
+      return False
+    logits = self._logits_behind(question.prompt, tokens[:position], shape)
+    return bool(np.max(logits) - min(logits[tokens[position]], logits[other[position]]) <= TIE_GAP)
+
+  def _logits_behind(self, prompt, generated, shape):
+    """float32[V] of the target behind `prompt` and `generated`; everything is padded, so that it compiles once."""
+    def padded(tokens, width):
+      found = np.zeros((2, 1, width), np.int32)
+      found[0, 0, :len(tokens)], found[1, 0, :len(tokens)] = tokens, 1
+      return found, np.arange(width, dtype=np.int32)[None]
+
+    encoder, tokens = {}, [*prompt, *generated]
+    if not self._is_decoder_only:
+      (source, segments), positions = padded(prompt, shape.width)
+      encoder = dict(encoder_tokens=source, encoder_positions=positions, encoder_segments=segments)
+      tokens = [self._pair.tokenizer.pad_id, *generated]
+    (fed, segments), positions = padded(tokens, shape.capacity)
+    batch = types.TrainingBatch(
+        tokens=fed, targets=fed, weights=np.ones(fed.shape, np.float32), positions=positions, segments=segments, **encoder)
+    return np.asarray(self._forward(self._pair.params['target'], batch)[0, len(tokens) - 1])
+
+  @functools.cached_property
+  def _forward(self):
+    return jax.jit(lambda params, batch: self._pair.target.forward(params, batch).logits)
+
   def machine(self):
     """The measured `timing.Machine` this process runs on."""
     return timing.measure_machine()
@@ -147,6 +190,13 @@ class PairRunner:
   def compile_log(self):
     """The executables compiled so far by this process, with seconds."""
     return run.compile_log()
+
+
+def _before_rounds(decoder):
+  """A decoder with the same first state for all rules, which makes one executable of their prefills."""
+  if isinstance(decoder, speculative.SpeculativeDecoder):
+    return decoder.replace(rule=lossless.Lossless(), verifier=speculative.TokenVerifier(), bonus='rule')
+  return decoder
 
 
 def _is_read(path, params):
@@ -158,9 +208,10 @@ def _is_read(path, params):
   return not ('head' in params and 'embed' in names[0])
 
 
-def load_runner(name, *, dtype, bonus, force_length):
+def load_runner(name, *, dtype, bonus, force_length, detail):
   """The `PairRunner` of a built-in pair."""
   pair = builtin.load_pair(name, dtype=jnp.dtype(dtype))
   with importlib.resources.as_file(importlib.resources.files('specjax.pairs') / 'data' / name) as directory:
     digest = provenance.sha256_of_files(directory.glob('*'))
-  return PairRunner(pair, checkpoint_sha256=digest, dtype=dtype, bonus=bonus, force_length=force_length)
+  return PairRunner(pair, checkpoint_sha256=digest, dtype=dtype, bonus=bonus, force_length=force_length,
+                    detail=detail)

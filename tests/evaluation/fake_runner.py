@@ -6,7 +6,9 @@ import hashlib
 import numpy as np
 
 from specjax.core import types
+from specjax.decode import recorders
 from specjax.decode import run
+from specjax.evaluation import methods
 from specjax.evaluation import rows
 from specjax.evaluation import runner
 from specjax.metrics import timing
@@ -24,9 +26,12 @@ class FakeRunner:
     name: of the pair.
     clock_noise: relative standard deviation of a batch's time.
     before_generate: called before each batch, with the point.
+    ties: ids of questions whose lossless greedy answers differ from the target's in the third token, by a tie.
   """
 
-  def __init__(self, name, *, dtype='float32', bonus='rule', force_length=False, clock_noise=0.0, before_generate=None):
+  def __init__(
+      self, name, *, dtype='float32', bonus='rule', force_length=False, detail='none', clock_noise=0.0,
+      before_generate=None, ties=()):
     del bonus
     self.name = name
     self.calls = []
@@ -35,6 +40,8 @@ class FakeRunner:
     self._force_length = force_length
     self._noise = clock_noise
     self._before = before_generate
+    self._detail = detail
+    self._ties = frozenset(ties)
     self._log = []
     self._structures = set()
     self._right = {}
@@ -51,8 +58,11 @@ class FakeRunner:
   def text(self, token_ids):
     return self._right.get(tuple(token_ids), 'wrong')
 
-  def shape(self, questions, *, max_new_tokens, num_draft_tokens):
-    return runner.Shape(32, max_new_tokens, 32 + max_new_tokens + num_draft_tokens + 1)
+  def shape(self, questions, *, max_new_tokens, points):
+    return runner.Shape(32, max_new_tokens, 32 + max_new_tokens + max(point.num_draft_tokens for point in points) + 1)
+
+  def is_tie(self, question, tokens, other, position, shape):
+    return question.id in self._ties
 
   def memory_parts(self, point, shape):
     return {'parameters': 4_400_000, 'caches': 1024 * point.batch * shape.capacity}
@@ -76,36 +86,46 @@ class FakeRunner:
       self._structures.add(point.structure)
       self._log += [Record('prefill', f'capacity={shape.capacity}', 0.1, 0.5), Record('decode', '', 0.2, 1.5)]
     simulated = [self._row(point, question, shape.max_new_tokens) for question in questions]
-    rounds = max(steps for _, steps, _ in simulated)
+    rounds = max(steps for _, steps, _, _ in simulated)
     per_round = 0.004 if point.method != 'autoregressive_drafter' else 0.0011
     per_round += 0.0009 * point.num_draft_tokens
-    generator = np.random.default_rng(self._address(point.point_id, questions[0].id, len(self.calls)))
+    generator = np.random.default_rng(self.address(point.point_id, questions[0].id, len(self.calls)))
     seconds = rounds * per_round * (1 + self._noise * generator.standard_normal())
     return rows.Generation(self._collected(point, questions, simulated, shape), 0.002, float(seconds))
 
-  def _address(self, *parts):
+  def address(self, *parts):
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], 'big')
 
   def _law(self, point):
-    """(acceptance rate, chance of a right answer) of a point."""
+    """(acceptance rate, chance of a right answer, deferral rate) of a point."""
     base = {'gemma': 0.72, 't5': 0.58}.get(self.name, 0.6) - 0.1 * (point.sampling.temperature > 0)
+    method = methods.lookup(point.method)
     if point.method == 'autoregressive_drafter':
-      return 0.0, DRAFTER_QUALITY
+      return 0.0, DRAFTER_QUALITY, 0.0
     if not point.knob:
-      return base, TARGET_QUALITY
-    t = dict(point.knob)['threshold']
-    bend = 3.0 if point.method == 'cascade_token_v3' else 1.6
-    return base + (1 - base) * t, TARGET_QUALITY + 0.03 * np.sin(np.pi * t) - (TARGET_QUALITY - DRAFTER_QUALITY) * t**bend
+      return base + 0.02 * (point.verifier == 'block'), TARGET_QUALITY, 1.0
+    # How far along its range the last knob is: 0 is the end that follows the target.
+    knob = method.knobs[-1]
+    low, high, here = map(knob.coordinate, (knob.low, knob.high, point.knob[-1][1]))
+    t = min(1.0, max(0.0, (here - low) / (high - low)))
+    t = 1 - t if knob.name == 'target_weight' or method.execution == 'query' else t
+    if point.method == 'truncated_target':
+      return base, TARGET_QUALITY - 0.1 * (1 - t), 1.0
+    bend = {'token': 3.0, 'position': 1.6}.get(method.group, 1.2)
+    quality = TARGET_QUALITY + 0.03 * np.sin(np.pi * t) - (TARGET_QUALITY - DRAFTER_QUALITY) * t**bend
+    return base + (1 - base) * t, quality, 1 - t
 
   def _row(self, point, question, limit):
-    """(tokens, steps, accepted per step) of one question."""
-    rate, quality = self._law(point)
-    exact = point.method in ('autoregressive', 'speculative') and point.sampling.temperature == 0
-    seed = self._address(self.name, question.id, '' if exact else point.point_id)
+    """(tokens, steps, accepted per step, target calls) of one question."""
+    rate, quality, deferral = self._law(point)
+    exact = methods.lookup(point.method).lossless and point.sampling.temperature == 0
+    seed = self.address(self.name, question.id, '' if exact else point.point_id)
     generator = np.random.default_rng(seed)
     count = limit if self._force_length else int(generator.integers(limit // 3, limit))
     tokens = [int(t) for t in generator.integers(4, 896, count)]
-    luck = np.random.default_rng(self._address(self.name, question.id, 'luck')).random()
+    if exact and point.method != 'autoregressive' and question.id in self._ties:
+      tokens[2] = 3
+    luck = np.random.default_rng(self.address(self.name, question.id, 'luck')).random()
     if luck < quality:
       self._right[tuple(tokens)] = question.example.targets
     accepted, emitted = [], 0
@@ -115,7 +135,10 @@ class FakeRunner:
         chain += 1
       accepted.append(min(chain, count - emitted))
       emitted += min(chain + 1, count - emitted)
-    return tokens, len(accepted), accepted
+    execution = methods.lookup(point.method).execution
+    asked = {'token': int((generator.random(count) < deferral).sum()),
+             'query': count * int(luck < deferral)}.get(execution, len(accepted))
+    return tokens, len(accepted), accepted, asked
 
   def _collected(self, point, questions, simulated, shape):
     batch, k = point.batch, point.num_draft_tokens
@@ -125,7 +148,7 @@ class FakeRunner:
         'steps', 'emitted', 'target_calls', 'target_passes', 'drafter_calls', 'proposed', 'evaluated', 'accepted')}
     columns |= {name: np.zeros((batch, k), np.int64) for name in (
         'drafted_by_position', 'evaluated_by_position', 'accepted_by_position')}
-    for row, (question, (made, steps, accepted)) in enumerate(zip(questions, simulated, strict=True)):
+    for row, (question, (made, steps, accepted, asked)) in enumerate(zip(questions, simulated, strict=True)):
       prompt_length[row] = len(question.prompt)
       length[row] = len(question.prompt) + len(made)
       tokens[row, :len(question.prompt)] = question.prompt
@@ -139,13 +162,21 @@ class FakeRunner:
         columns['evaluated_by_position'][row, :evaluated] += 1
         columns['accepted_by_position'][row, :chain] += 1
         emitted += chain + 1
-      for name in ('steps', 'target_calls', 'target_passes'):
-        columns[name][row] = steps
+      columns['steps'][row], columns['target_calls'][row] = steps, asked
       columns['drafter_calls'][row] = columns['proposed'][row] = k * steps
       columns['accepted'][row] = sum(accepted)
       columns['emitted'][row] = len(made)
+    columns['target_passes'][:] = columns['target_calls'].max()
     status = np.full(batch, types.Status.LIMIT if self._force_length else types.Status.EOS, np.int32)
-    return run.Collected(tokens, length, prompt_length, status, None, types.DecodeStats(**columns), None)
+    record = self._record(point, columns) if self._detail == 'summary' and k else None
+    return run.Collected(tokens, length, prompt_length, status, None, types.DecodeStats(**columns), record)
+
+  def _record(self, point, columns):
+    """Sums over evaluated drafts; the predicted rejections are those that happened."""
+    deferral, evaluated = self._law(point)[2], columns['evaluated'].astype(np.float32)
+    means = dict(deferral=deferral, overlap=0.6, tv_to_target=0.4 * (1 - deferral), kl_to_target=0.5 * (1 - deferral))
+    return recorders.Summary(
+        **{name: mean * evaluated for name, mean in means.items()}, tv_goal_drafter=evaluated - columns['accepted'])
 
 
 def settings(**changes):
@@ -153,7 +184,7 @@ def settings(**changes):
   small = dict(
       pairs=['gemma'], tasks=['synthetic'],
       methods=['autoregressive', 'autoregressive_drafter', 'speculative', 'cascade_chow', 'cascade_token_v3'],
-      thresholds=[0.1, 0.5], num_draft_tokens=[4], temperatures=[0.0], top_p=1.0, top_k=0, min_p=0.0, seeds=[0],
-      batch_sizes=[4], max_new_tokens=24, max_samples=8, repeats=1, warmups=1, dtype='float32', bonus='rule',
-      split='test', data_seed=0, force_length=False, load_runner=FakeRunner)
+      greedy_methods=None, thresholds=[0.1, 0.5], num_draft_tokens=[4], temperatures=[0.0], top_p=[1.0], top_k=0,
+      min_p=0.0, seeds=[0], batch_sizes=[4], max_new_tokens=24, max_samples=8, repeats=1, warmups=1, dtype='float32',
+      bonus='rule', detail='none', split='test', data_seed=0, force_length=False, load_runner=FakeRunner)
   return small | changes

@@ -8,6 +8,7 @@ import fake_runner
 from specjax.evaluation import aggregate
 from specjax.evaluation import evaluate
 from specjax.evaluation import exports
+from specjax.evaluation import matched
 from specjax.evaluation import output
 from specjax.evaluation import row_log
 from specjax.evaluation import table
@@ -102,16 +103,6 @@ def test_incomplete_run_still_aggregates(finished):
   assert '-' in table.markdown(every)
 
 
-def test_matched_quality_gives_one_line_per_rule(every):
-  found = aggregate.matched_quality(every)
-  assert {(m['pair'], m['method']) for m in found} == {
-      (pair, rule) for pair in ('gemma', 't5') for rule in ('cascade_chow', 'cascade_token_v3')}
-  for m in found:
-    assert set(m['gains']) == set(aggregate.MATCHED) and m['gains'][0.5] is not None
-    gains = [gain for gain in m['gains'].values() if gain is not None]
-    assert gains == sorted(gains)  # less quality asked for, never less gain
-
-
 def test_table_has_the_columns_and_a_line_per_series(every):
   lines = table.markdown(every).strip().splitlines()
   assert len(lines) == 2 + len(every) == 2 + 2 * (3 + 2 * 2)
@@ -130,7 +121,7 @@ def test_exports_have_the_columns_of_speculators(finished, every):
   path, rows, run = finished
   exports.write_acceptance(path, every)
   exports.write_performance(path, every, rows)
-  exports.write_results(path, every, run)
+  exports.write_results(path, every, run, matched.tables(rows, every))
   acceptance = (path / 'acceptance.csv').read_text().splitlines()
   for column in ('subset', 'num_drafts', 'num_draft_tokens', 'num_accepted_tokens', 'acceptance_length',
                  'acceptance_at_pos_0', 'acceptance_at_pos_3'):
@@ -149,3 +140,61 @@ def test_json_of_a_series_holds_every_ratio(finished, every):
   found = series.as_json()
   assert found['mean_acceptance_length'] == efficiency.mean_acceptance_length(series.counts)
   assert found['speedup'].keys() == {'estimate', 'low', 'high'} and found['knob'] == {'threshold': 0.5}
+
+
+@pytest.fixture(scope='module')
+def recorded(tmp_path_factory):
+  path = tmp_path_factory.mktemp('recorded')
+  evaluate.evaluate(
+      **fake_runner.settings(
+          methods=['autoregressive', 'speculative', 'speculative_block', 'cascade_chow', 'token_cascade_chow',
+                   'sequence_cascade_chow', 'oracle_diff'], thresholds=[0.3], temperatures=[1.0], detail='summary'),
+      output_path=str(path))
+  rows, _ = row_log.read(path / 'rows.jsonl')
+  return rows, output.read_run(path)
+
+
+def test_deferral_rate_is_per_draft_token_or_query(recorded):
+  rows, run = recorded
+  found = {s.method: s.deferral_rate for s in aggregate.all_series(rows, run)}
+  of = lambda method: [row for row in rows if row['method'] == method]
+  chow, token, query = map(of, ('cascade_chow', 'token_cascade_chow', 'sequence_cascade_chow'))
+  assert found['cascade_chow'] == pytest.approx(sum(r['deferral'] for r in chow) / sum(r['evaluated'] for r in chow))
+  assert found['token_cascade_chow'] == pytest.approx(
+      sum(r['target_calls'] for r in token) / sum(r['emitted'] for r in token))
+  assert found['sequence_cascade_chow'] == sum(r['target_calls'] > 0 for r in query) / len(query)
+  assert found['autoregressive'] is None and found['speculative'] == pytest.approx(1.0)
+
+
+def test_rejections_are_checked_against_their_prediction_under_token_verification(recorded):
+  rows, run = recorded
+  found = {s.method: s for s in aggregate.all_series(rows, run)}
+  gap = found['cascade_chow'].rejection_gap
+  assert gap.estimate == pytest.approx(0, abs=1e-6) and gap.low < 0 < gap.high
+  assert found['speculative_block'].rejection_gap.estimate is None
+  moved = [row | {'tv_goal_drafter': 0.5 * row['tv_goal_drafter']} if row['method'] == 'cascade_chow' else row
+           for row in rows]
+  chow = {s.method: s for s in aggregate.all_series(moved, run)}['cascade_chow']
+  predicted, evaluated = chow.tv_goal_drafter, chow.counts.evaluated
+  assert chow.rejection_gap.low == pytest.approx(predicted - 1.96 * (predicted / evaluated) ** 0.5, abs=1e-4)
+  assert table.predicted(chow).endswith(' !') and '!' not in table.predicted(found['cascade_chow'])
+
+
+def test_an_oracle_has_no_time(recorded):
+  rows, run = recorded
+  oracle = {s.method: s for s in aggregate.all_series(rows, run)}['oracle_diff']
+  assert oracle.quality.estimate is not None and oracle.deferral_rate is not None
+  for value in (oracle.output_tok_s, oracle.tpot, oracle.speedup.estimate, oracle.relative_latency.estimate,
+                oracle.pct_of_limit):
+    assert value is None
+
+
+def test_limit_of_a_token_cascade_counts_the_passes_that_were_made(recorded):
+  rows, run = recorded
+  series = {s.method: s for s in aggregate.all_series(rows, run)}['token_cascade_chow']
+  mine = [row for row in rows if row['method'] == 'token_cascade_chow']
+  passes = sum({row['batch_index']: row['target_passes'] for row in mine}.values())
+  context = sum(r['prompt_tokens'][0] + r['choices'][0]['new_tokens'][0] / 2 for r in mine) / len(mine)
+  capacity = run['pairs']['gemma']['step_costs']['target']['capacity']
+  target = max((4e6 + 4 * 2e5 * context / capacity) / 1e10, 4 * 2e6 / 5e10)
+  assert series.pct_of_limit == pytest.approx(100 * passes * target / series.decode_seconds)

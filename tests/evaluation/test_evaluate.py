@@ -17,6 +17,7 @@ from specjax.core.errors import ConfigError, LimitError, SpecjaxError
 from specjax.decode import memory
 from specjax.evaluation import evaluate
 from specjax.evaluation import interrupts
+from specjax.evaluation import methods
 from specjax.evaluation import output
 from specjax.evaluation import row_log
 
@@ -90,6 +91,69 @@ def test_greedy_repeats_give_the_same_tokens(tmp_path):
   assert all(len(found) == 1 for found in tokens.values())
 
 
+def test_greedy_rows_are_compared_with_the_target_in_forward_and_backward_visits(tmp_path):
+  load = functools.partial(fake_runner.FakeRunner, ties=['programs/test/0/0', 'arithmetic/test/0/1'])
+  _run(tmp_path, temperatures=[0.0, 1.0], max_samples=12, load_runner=load)
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  target = {row['question_id']: row['choices'][0]['token_ids'] for row in rows
+            if row['method'] == 'autoregressive' and row['temperature'] == 0}
+  causes = {}
+  for row in rows:
+    found = row['equal_to_ar'], row['first_diff'], row['diff_cause']
+    if row['temperature'] > 0 or row['method'] == 'autoregressive':
+      assert found == (None, None, None)
+      continue
+    assert row['equal_to_ar'] == (row['choices'][0]['token_ids'] == target[row['question_id']])
+    causes.setdefault(row['method'], []).append(row['diff_cause'])
+    if row['diff_cause'] == 'tie':
+      assert row['first_diff'] == 2
+  assert sorted(causes['speculative']) == ['none'] * 10 + ['tie'] * 2
+  assert set(causes['cascade_chow']) == set(causes['autoregressive_drafter']) == {'lossy'}
+
+
+def test_rows_of_a_backward_visit_wait_for_the_target(tmp_path):
+  calls = []
+
+  def interrupt(point):
+    calls.append(point)
+    if len(calls) == 5 + 7 + 3:  # warm-ups, the forward visit, into the backward one
+      os.kill(os.getpid(), signal.SIGINT)
+
+  with pytest.raises(interrupts.Stopped):
+    _run(tmp_path / 'out', load_runner=functools.partial(fake_runner.FakeRunner, before_generate=interrupt))
+  assert len(row_log.read(tmp_path / 'out' / 'rows.jsonl')[0]) == 7 * 4
+  _run(tmp_path / 'out', resume=True)
+  _run(tmp_path / 'whole')
+  assert _comparable(tmp_path / 'out') == _comparable(tmp_path / 'whole')
+
+
+def test_without_the_target_nothing_is_compared(tmp_path):
+  _run(tmp_path, methods=['speculative', 'cascade_chow'])
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  assert len(rows) == 3 * 8 and {row['equal_to_ar'] for row in rows} == {None}
+
+
+def test_the_sweep_a_method_brings_along_is_part_of_the_configuration(tmp_path):
+  _run(tmp_path, methods=['autoregressive', 'cascade_chow', 'lossy'], thresholds={'cascade_chow': [0.5]})
+  kept = json.loads((tmp_path / 'run.json').read_text())['config']['thresholds']
+  assert kept == {'cascade_chow': [[0.5]], 'lossy': [[value] for value in methods.lookup('lossy').thresholds]}
+
+
+def test_all_methods_over_two_temperatures_and_top_p(tmp_path):
+  _run(tmp_path, methods=list(methods.METHODS), thresholds={}, temperatures=[0.0, 1.0], top_p=[0.5, 1.0], max_samples=4,
+       detail='summary')
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  settings = {(row['temperature'], row['top_p']) for row in rows}
+  assert settings == {(0.0, 1.0), (1.0, 0.5), (1.0, 1.0)}
+  greedy = {row['method'] for row in rows if row['temperature'] == 0}
+  assert greedy == set(methods.METHODS)
+  assert greedy - {row['method'] for row in rows if row['temperature'] == 1} == {'lossy_greedy', 'bild', 'bild_star'}
+  bild = [row['knob'] for row in rows if row['method'] == 'bild']
+  assert {tuple(knob) for knob in bild} == {('fallback_threshold', 'rollback_threshold')} and len(bild) == 9 * 4
+  assert {row['deferral_rate'] is None for row in rows if row['method'].startswith('autoregressive')} == {True}
+  assert {row['deferral_rate'] is None for row in rows if row['knob']} == {False}
+
+
 def test_timed_batch_that_compiles_is_refused(tmp_path):
   runners = []
 
@@ -107,7 +171,10 @@ def test_timed_batch_that_compiles_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize('changes', [dict(methods=['speculativ']), dict(tasks=['synthetik']), dict(temperatures=[-1.0]),
-                                     dict(dtype='float8'), dict(pairs='gemma'), dict(repeats=0), dict(warmups=0)])
+                                     dict(dtype='float8'), dict(pairs='gemma'), dict(repeats=0), dict(warmups=0),
+                                     dict(top_p=[]), dict(top_p=[0.0], temperatures=[1.0]), dict(detail='detailed'),
+                                     dict(methods=['lossy'], thresholds=[1.0]), dict(force_length=True),
+                                     dict(methods=['autoregressive', 'bild'], thresholds={}, temperatures=[1.0])])
 def test_bad_configuration_writes_nothing(tmp_path, changes):
   with pytest.raises(SpecjaxError):
     _run(tmp_path / 'out', **changes)

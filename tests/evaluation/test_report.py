@@ -1,6 +1,8 @@
 """Reports: rebuilt from rows alone, and safe whatever a model wrote."""
 
 import base64
+import csv
+import functools
 import html.parser
 import json
 import re
@@ -9,10 +11,14 @@ import pytest
 
 import fake_runner
 from specjax.core.errors import ConfigError
+from specjax.evaluation import aggregate
 from specjax.evaluation import evaluate
+from specjax.evaluation import matched
+from specjax.evaluation import methods
 from specjax.evaluation import output
 from specjax.evaluation import report
 from specjax.evaluation import row_log
+from specjax.evaluation import table
 
 _PARTS = ('<script>alert(1)</script>', '<img src=x onerror=alert(1)>', '"><svg onload=alert(1)>', "'><iframe src=//e>",
           '</td></table><form action=//e>', '</style><link rel=stylesheet href=//e>', '<base href=//e>', '<!--',
@@ -65,7 +71,8 @@ def test_all_files_are_written(finished):
   names = {path.name for path in finished.iterdir()}
   assert {'rows.jsonl', 'run.json', 'questions.jsonl', 'results.json', 'acceptance.csv', 'perf_results.csv', 'report.md',
           'report.html'} <= names
-  for figure in ('quality_latency-gemma', 'acceptance_by_position-gemma'):
+  for figure in ('quality_latency-gemma', 'quality_rejection-gemma', 'latency_rejection-gemma',
+                 'acceptance_by_position-gemma'):
     assert {f'{figure}.{suffix}' for suffix in ('png', 'svg', 'csv')} <= names
     assert (finished / f'{figure}.png').read_bytes().startswith(b'\x89PNG')
   assert not [name for name in names if '.tmp' in name]
@@ -78,7 +85,7 @@ def test_page_is_self_contained_and_its_policy_forbids_the_rest(finished):
   assert 'unsafe' not in policy and 'script-src' not in policy
   assert {tag for tag, _ in page.elements} <= _ALLOWED
   sources = [a['src'] for tag, a in page.elements if tag == 'img']
-  assert len(sources) == 2
+  assert len(sources) == 4
   for source in sources:
     assert base64.b64decode(source.removeprefix('data:image/png;base64,')).startswith(b'\x89PNG')
   for _, attributes in page.elements:
@@ -119,11 +126,9 @@ def _with_text(source, target, payload):
 def _facts_of(path):
   """The page without figures, as fast as 250 payloads need it."""
   rows, damage = row_log.read(path / 'rows.jsonl')
-  from specjax.evaluation import aggregate
-  from specjax.evaluation import table
   run = output.read_run(path)
   every = aggregate.all_series(rows, run)
-  facts = report._facts(path, rows, run, every, [], table.markdown(every), damage)
+  facts = report._facts(path, rows, run, every, matched.tables(rows, every), [], table.markdown(every), damage)
   environment = report.make_environment()
   return report._html(environment, facts), report._markdown(environment, facts), table.markdown(every)
 
@@ -146,7 +151,7 @@ def test_hostile_text_adds_no_element_and_no_control_byte(small, tmp_path, part)
 def test_figures_take_hostile_names(small, tmp_path):
   _with_text(small, tmp_path / 'run', '<b>$x_1$ \x1b[31m ../../up')
   written = report.write(tmp_path / 'run')
-  assert all(figure.parent == tmp_path / 'run' for figure in written.figures) and len(written.figures) == 2
+  assert all(figure.parent == tmp_path / 'run' for figure in written.figures) and len(written.figures) == 2 + 1
 
 
 def test_where_speculation_loses_is_said(finished, tmp_path):
@@ -183,3 +188,61 @@ def test_torn_and_missing_rows(finished, tmp_path):
   report.write(copy)  # without run.json too: no limits, no provenance, but the table
   assert (copy / 'report.html').exists()
   assert (copy / 'rows.jsonl').read_bytes().endswith(b'}\n') is False  # plotting never repairs
+
+
+@pytest.fixture(scope='module')
+def everything(tmp_path_factory):
+  """All methods, two temperatures, two draft lengths and two top-p, recorded."""
+  path = tmp_path_factory.mktemp('everything')
+  evaluate.evaluate(
+      **fake_runner.settings(
+          methods=list(methods.METHODS), detail='summary', temperatures=[0.0, 1.0], top_p=[0.5, 1.0],
+          thresholds={name: [method.thresholds[0], method.thresholds[-1]] for name, method in methods.METHODS.items()
+                      if method.knobs},
+          num_draft_tokens=[2, 4], max_samples=12,
+          load_runner=functools.partial(fake_runner.FakeRunner, clock_noise=0.02, ties=['records/test/0/0'])),
+      output_path=str(path))
+  return path, report.write(path)
+
+
+def test_every_method_has_its_place_in_the_page(everything):
+  path, written = everything
+  text = (path / 'report.html').read_text('utf-8')
+  for name in methods.METHODS:
+    assert f'class="mark {name}"' in text and f'.mark.{name} {{' in text
+  assert {s.method for s in written.series} == set(methods.METHODS)
+  assert 'In all' in text and 'agrees with the predicted one' in text
+  assert text.index('Latency gain at matched quality') < text.index('<h2>Results</h2>')
+  matched = json.loads((path / 'results.json').read_text())['matched_quality']
+  assert {line['method'] for line in matched} == set(methods.METHODS) - {'autoregressive', 'oracle_diff'}
+
+
+def test_figures_of_a_sweep_over_everything(everything):
+  path, written = everything
+  names = {figure.name for figure in written.figures}
+  for place in ('T0-p1', 'T1-p0.5', 'T1-p1'):
+    for kind in ('quality_latency', 'quality_rejection', 'quality_deferral', 'latency_rejection', 'acceptance_by_length',
+                 'acceptance_by_position'):
+      assert f'{kind}-gemma-{place.replace(".", "_")}.png' in names
+  assert 'speedup-gemma.png' in names
+  with open(path / 'quality_deferral-gemma-T1-p1.csv', encoding='utf-8') as file:
+    shown = list(csv.DictReader(file))
+  assert {'oracle_diff', 'sequence_cascade_chow', 'cascade_mixture'} <= {row['method'] for row in shown}
+  with open(path / 'quality_latency-gemma-T1-p1.csv', encoding='utf-8') as file:
+    assert 'oracle_diff' not in {row['method'] for row in csv.DictReader(file)}
+
+
+def test_speed_of_a_lossy_method_stands_beside_its_quality(everything):
+  text = (everything[0] / 'report.html').read_text('utf-8')
+  header = text[text.index('<h2>Results</h2>'):]
+  places = [header.index(name) for name in ('quality [95 % CI]', 'speedup [95 % CI]', '% limit', 'AL')]
+  assert places == sorted(places)
+  for line in (everything[0] / 'report.md').read_text('utf-8').split('## Where speculation loses')[1].splitlines():
+    if line.startswith('- gemma'):
+      assert 'of the limit, quality' in line
+
+
+def test_ties_are_named_in_the_table(everything):
+  table_text = everything[1].table
+  row = next(line for line in table_text.splitlines() if '| speculative ' in line and '| 0 ' in line)
+  assert '11/12 (1 tie)' in row

@@ -35,11 +35,13 @@ def _points(methods=('autoregressive', 'speculative', 'cascade_chow')):
       samplings=[checks.SamplingParams(temperature=0.0)], seeds=[0], batch_sizes=[4])[0].points
 
 
-def _rows(point, count=4):
-  runner = fake_runner.FakeRunner('gemma')
+def _rows(point, count=4, *, detail='none', change=None):
+  runner = fake_runner.FakeRunner('gemma', detail=detail)
   asked = [rows.Question(e.id, e.domain, runner.encode(e), i, e)
            for i, e in enumerate(synthetic.examples('test', count))]
-  generation = runner.generate(point, asked, runner.shape(asked, max_new_tokens=24, num_draft_tokens=4))
+  generation = runner.generate(point, asked, runner.shape(asked, max_new_tokens=24, points=[point]))
+  if change is not None:
+    generation = generation._replace(collected=generation.collected._replace(record=change(generation.collected.record)))
   return [rows.build(
       run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=count, row=row,
       generation=generation, text=f'answer {row} x', score=1.0, score_name='accuracy', model_id=runner.model_id)
@@ -102,12 +104,51 @@ def test_spec_bench_reads_the_rows_of_a_point():
   assert {row['category'] for row in ours} == set(synthetic.DOMAINS)
 
 
+@pytest.mark.parametrize('method', ['speculative', 'cascade_chow', 'lossy'])
+def test_recorded_sums_become_means_over_evaluated_drafts(method):
+  point = _points((method,))[0]
+  for row in _rows(point, detail='summary')[0]:
+    assert row['deferral'] == pytest.approx(row['deferral_rate'] * row['evaluated'], rel=1e-6)
+    assert row['overlap'] == pytest.approx(0.6) and 0 <= row['tv_goal_drafter'] <= 1
+    assert row['tv_to_target'] is not None and row['kl_to_target'] is not None
+  for row in _rows(point)[0]:
+    assert {row[name] for name in ('deferral', 'deferral_rate', 'overlap', 'tv_to_target', 'kl_to_target')} == {None}
+
+
+def test_infinite_divergence_is_null():
+  point = _points(('cascade_chow',))[0]
+  infinite = lambda record: record._replace(kl_to_target=record.kl_to_target + np.inf)
+  row = _rows(point, detail='summary', change=infinite)[0][0]
+  assert row['kl_to_target'] is None and row['tv_to_target'] is not None
+  json.loads(row_log.encode_line(row))
+
+
+def test_deferral_of_a_cascade_of_two_models_needs_no_recorder():
+  for row in _rows(_points(('token_cascade_chow',))[0])[0]:
+    assert row['deferral'] == row['target_calls'] and row['deferral_rate'] == row['target_calls'] / row['emitted']
+    assert row['rejection_rate'] is None and row['verifier'] is None and row['rule'] == 'chow'
+  for row in _rows(_points(('sequence_cascade_chow',))[0])[0]:
+    assert row['deferral'] == row['deferral_rate'] == (row['target_calls'] > 0)
+
+
+def test_agreement_names_only_known_causes():
+  never = lambda position: pytest.fail('asked for a tie')
+  compare = lambda a, b, lossless=True, is_tie=never: tuple(
+      rows.agreement(a, b, lossless=lossless, is_tie=is_tie).values())
+  assert compare([1, 2], [1, 2]) == (True, None, 'none') == compare([1, 2], [1, 2], lossless=False)
+  assert compare([1, 3, 4], [1, 2, 4], lossless=False) == (False, 1, 'lossy')
+  asked = []
+  assert compare([1, 3, 4], [1, 2, 4], is_tie=lambda i: asked.append(i) or True) == (False, 1, 'tie') and asked == [1]
+  assert compare([1, 3, 4], [1, 2, 4], is_tie=lambda i: False) == (False, 1, None)
+  assert compare([1, 2], [1, 2, 4]) == (False, 2, None)  # one ends early: no token to compare
+
+
 def test_broken_row_keeps_its_place_with_an_error():
   point = _points()[0]
   runner = fake_runner.FakeRunner('gemma')
   example = synthetic.examples('test', 1)[0]
   question = rows.Question(example.id, example.domain, runner.encode(example), 0, example)
-  made = runner.generate(point, [question], runner.shape([question], max_new_tokens=24, num_draft_tokens=4))
+  made = runner.generate(point, [question], runner.shape([question], max_new_tokens=24, points=[point]))
   made.collected.status[0] = types.Status.NONFINITE
   row = rows.build(
       run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=1, row=0, generation=made, text='',

@@ -11,8 +11,10 @@ import fake_runner
 from specjax.core import checks
 from specjax.decode import memory
 from specjax.decode import pair as pair_lib
+from specjax.evaluation import calibrate
 from specjax.evaluation import evaluate
 from specjax.evaluation import grid
+from specjax.evaluation import methods
 from specjax.evaluation import report
 from specjax.evaluation import row_log
 from specjax.evaluation import rows
@@ -33,9 +35,9 @@ def _pair(family):
       name='toy', family=family, target=target, drafter=drafter, params=params, tokenizer=tokenizer)
 
 
-def _runner(family='decoder-only', *, dtype='float32', bonus='rule', force_length=True):
+def _runner(family='decoder-only', *, dtype='float32', bonus='rule', force_length=True, detail='none'):
   return runner.PairRunner(
-      _pair(family), checkpoint_sha256=None, dtype=dtype, bonus=bonus, force_length=force_length)
+      _pair(family), checkpoint_sha256=None, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail)
 
 
 def _questions(made, count):
@@ -53,7 +55,7 @@ def _points(temperatures=(0.0,), thresholds=(0.5,)):
 def test_greedy_speculative_tokens_equal_autoregressive_ones(family):
   made = _runner(family)
   asked = _questions(made, 3)
-  shape = made.shape(asked, max_new_tokens=6, num_draft_tokens=2)
+  shape = made.shape(asked, max_new_tokens=6, points=_points()[0].points)
   plain, speculative, _ = (made.generate(point, asked, shape) for point in _points()[0].points)
   for row in range(3):
     tokens = rows.generated_tokens(plain.collected, row)
@@ -65,7 +67,7 @@ def test_greedy_speculative_tokens_equal_autoregressive_ones(family):
 def test_numbers_never_compile_and_a_short_batch_is_filled_with_inert_rows():
   made = _runner()
   asked = _questions(made, 3)
-  shape = made.shape(asked, max_new_tokens=5, num_draft_tokens=2)
+  shape = made.shape(asked, max_new_tokens=5, points=_points()[0].points)
   blocks = _points(temperatures=(0.0, 0.7), thresholds=(0.1, 0.6))
   for point in blocks[0].points:
     made.generate(point, asked, shape)
@@ -84,7 +86,7 @@ def test_numbers_never_compile_and_a_short_batch_is_filled_with_inert_rows():
 def test_sizes_are_known_without_running_anything():
   made = _runner()
   asked = _questions(made, 3)
-  shape = made.shape(asked, max_new_tokens=6, num_draft_tokens=2)
+  shape = made.shape(asked, max_new_tokens=6, points=_points()[0].points)
   before = len(made.compile_log())
   parts = made.memory_parts(_points()[0].points[1], shape)
   assert set(parts) == {'state and caches', f'prefill of {shape.width} tokens', '[B=3, K+1=3, V=896] buffers'}
@@ -97,6 +99,97 @@ def test_sizes_are_known_without_running_anything():
   assert costs['target']['flops_per_token'] == 2 * sum(x.size for x in _pair('decoder-only').params['target'].values()
                                                        ) - 2 * _pair('decoder-only').params['target']['encoder'].size
   assert len(made.compile_log()) == before
+
+
+@pytest.mark.parametrize('name', list(methods.METHODS))
+def test_every_method_decodes_and_its_numbers_are_sound(name):
+  method = methods.lookup(name)
+  family = 'encoder-decoder' if len(name) % 2 else 'decoder-only'
+  made = _runner(family, detail='summary')
+  asked = _questions(made, 3)
+  points = grid.blocks(
+      pairs=['toy'], tasks=['synthetic'], methods=[name], thresholds={name: method.thresholds[2:4]} if method.knobs else {},
+      num_draft_tokens=[2],
+      samplings=[checks.SamplingParams(temperature=0.0 if method.greedy_only else 0.8)], seeds=[5],
+      batch_sizes=[3])[0].points
+  shape = made.shape(asked, max_new_tokens=7, points=points)
+  before = len(made.compile_log())
+  for point in points:
+    generation = made.generate(point, asked, shape)
+    built = [rows.build(
+        run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=3, row=row, generation=generation,
+        text='', score=None, score_name=None, model_id='m') for row, question in enumerate(asked)]
+    assert all(row['emitted'] == 7 and row['error'] is None for row in built)
+    assert all(row['deferral_rate'] is None or -1e-6 <= row['deferral_rate'] <= 1 + 1e-6 for row in built)
+    if method.drafts:
+      assert all(abs(row['deferral_rate'] - 1) < 1e-6 for row in built if method.lossless and row['evaluated'])
+      assert all(-1e-6 <= row[field] <= 1 + 1e-6 for row in built if row['evaluated']
+                 for field in ('overlap', 'tv_to_target', 'tv_goal_drafter'))
+    assert len(made.compile_log()) - before <= 2  # one prefill, one decode, whatever the knob
+
+
+def test_rules_share_one_prefill():
+  made = _runner()
+  asked = _questions(made, 3)
+  points = grid.blocks(
+      pairs=['toy'], tasks=['synthetic'], methods=['speculative', 'cascade_mixture', 'speculative_block'], thresholds=[0.5],
+      num_draft_tokens=[2], samplings=[checks.SamplingParams(temperature=1.0)], seeds=[0], batch_sizes=[3])[0].points
+  shape = made.shape(asked, max_new_tokens=9, points=points)
+  before = len(made.compile_log())
+  for point in points:
+    made.generate(point, asked, shape)
+  assert [record.name for record in made.compile_log()[before:]] == ['prefill', 'decode', 'decode', 'decode']
+
+
+@pytest.mark.parametrize('family', ['decoder-only', 'encoder-decoder'])
+def test_a_tie_is_two_tokens_that_the_target_finds_equally_good(family):
+  made = _runner(family)
+  asked = _questions(made, 3)
+  shape = made.shape(asked, max_new_tokens=6, points=_points()[0].points)
+  greedy = made.generate(_points()[0].points[0], asked, shape).collected
+  for row, question in enumerate(asked):
+    tokens = rows.generated_tokens(greedy, row)
+    for position in (0, 3, 5):
+      # The greedy token is the target's best, so the full pass agrees with the cached one, and another token is no tie.
+      assert made.is_tie(question, tokens, tokens, position, shape)
+      other = list(tokens)
+      other[position] = (tokens[position] + 1) % 896
+      assert not made.is_tie(question, tokens, other, position, shape)
+      assert not made.is_tie(question, other, tokens, position, shape)
+  assert not _runner(family, dtype='bfloat16').is_tie(asked[0], tokens, tokens, 0, shape)
+
+
+@pytest.mark.parametrize('pair, names', [
+    ('gemma', ['autoregressive', 'speculative', 'token_cascade_chow']),
+    ('t5', ['autoregressive', 'lossy', 'sequence_cascade_chow'])])
+def test_sweep_over_a_built_in_pair(tmp_path, pair, names):
+  evaluate.evaluate(
+      **fake_runner.settings(
+          load_runner=runner.load_runner, pairs=[pair], methods=names, num_draft_tokens=[3], max_samples=8, batch_sizes=[8],
+          temperatures=[0.0, 1.0], top_p=[0.9], detail='summary', max_new_tokens=32, split='validation',
+          thresholds={name: [methods.lookup(name).thresholds[3]] for name in names if methods.lookup(name).knobs}),
+      output_path=str(tmp_path))
+  found, _ = row_log.read(tmp_path / 'rows.jsonl')
+  assert len(found) == 8 * 2 * len(names) and not [row for row in found if row['error']]
+  written = report.write(tmp_path)
+  for series in written.series:
+    if series.method == 'speculative' and series.temperature == 0:
+      assert series.equal_to_baseline[0] + series.diff_causes.get('tie', 0) == 8
+    if series.rejection_gap.estimate is not None:
+      assert abs(series.rejection_gap.estimate) <= 2.5 * (series.rejection_gap.high - series.rejection_gap.estimate) + 1e-6
+      assert series.overlap is not None and series.drafts
+  assert {row['diff_cause'] for row in found if row['temperature'] == 0} <= {None, 'none', 'lossy', 'tie'}
+
+
+def test_calibration_of_a_built_in_pair_hits_the_rate_on_held_back_prompts(tmp_path):
+  result = calibrate.calibrate(
+      what='threshold', method='token_cascade_chow', pair='gemma', task='synthetic', deferral_rate=0.25, quality_floor=None,
+      calibration_samples=32, held_back_samples=32, num_draft_tokens=3, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,
+      seed=0, batch_size=32, max_new_tokens=48, dtype='float32', bonus='rule', split='validation', data_seed=0,
+      output_path=str(tmp_path))
+  assert result['hit'] and abs(result['calibration']['deferral_rate'] - 0.25) < 0.02
+  assert result['attainable_deferral_rate'][0] == 0.0 and result['attainable_deferral_rate'][1] > 0.9
+  assert result['held_back']['effective_sample'] < result['held_back']['decisions']
 
 
 def test_sweep_and_report_over_the_real_loop(tmp_path):

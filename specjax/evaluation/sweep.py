@@ -1,0 +1,222 @@
+"""One session of a sweep.
+
+    for each pair:  load -> check memory
+    for each pair:  load -> compile and warm up every structure -> for each block of points:
+        for each visit (repeat, batch):  all points of the block, forward and backward in turn -> rows, fsync
+
+Greedy outputs are compared with the target's own of the same visit. Where the visit runs backward the target comes last:
+its rows wait for it, and a killed visit is measured again.
+"""
+
+import logging
+import os
+import time
+from typing import NamedTuple
+
+import jax
+
+from specjax.core.errors import SpecjaxError
+from specjax.decode import memory
+from specjax.evaluation import grid
+from specjax.evaluation import methods as methods_lib
+from specjax.evaluation import row_log
+from specjax.evaluation import rows as rows_lib
+
+LOG = logging.getLogger('specjax.eval')
+
+RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
+
+
+class Measured(NamedTuple):
+  """One timed batch of a point."""
+
+  point: grid.Point
+  generation: rows_lib.Generation
+
+
+class Visit(NamedTuple):
+  """One batch of questions, run by all points of a block: which repeat, which batch, the questions and their shape."""
+
+  repeat: int
+  batch_index: int
+  asked: list[rows_lib.Question]
+  shape: NamedTuple
+
+
+class Sweep:
+  """The work of one session.
+
+  Args:
+    config: the arguments of `evaluate` that say what the rows say.
+    out: an `output.Output`.
+    bar: a `progress.Progress`.
+    signals: an `interrupts.Interrupts`.
+    tasks: name -> `task_sources.Task`.
+    load_runner: (pair, **settings) -> a runner.
+    profile: also write a profiler trace of each structure.
+  """
+
+  def __init__(self, *, config, out, bar, signals, tasks, load_runner, profile):
+    self._config = config
+    self._out = out
+    self._bar = bar
+    self._signals = signals
+    self._tasks = tasks
+    self._load_runner = load_runner
+    self._profile = profile
+    self._session = out.run['sessions'][-1]
+    # What the target alone answered greedily, in rows of earlier sessions.
+    self._greedy = {
+        row_log.row_id(row): row['choices'][0]['token_ids'][0] for row in out.writer.rows
+        if row['method'] == methods_lib.BASELINE and row['temperature'] == 0}
+
+  def check_memory(self, pair, blocks):
+    """Raises `LimitError` when a point of one pair that is still to be measured cannot fit."""
+    pending = self._pending(blocks)
+    if pending:
+      runner, _, shape = self._load(pair, blocks)
+      # What a point holds depends on K and the batch; the first of each is the largest (the target's own).
+      for point in {(point.num_draft_tokens, point.batch): point for point in reversed(pending)}.values():
+        memory.check_fits(
+            runner.memory_parts(point, shape), available=memory.available_bytes(), where=point.label)
+
+  def run_pair(self, pair, blocks):
+    """Measures what is missing of one pair."""
+    pending = self._pending(blocks)
+    if not pending:
+      LOG.info('%s: all rows are there', pair)
+      return
+    runner, questions, shape = self._load(pair, blocks)
+    self._out.record_pair(pair, runner.metadata() | {'shape': shape._asdict(), 'step_costs': runner.step_costs(shape)})
+    if 'machine' not in self._out.run:
+      self._out.run['machine'] = runner.machine()._asdict()
+    structures = {point.structure: point for point in reversed(pending)}
+    self._warm_up(runner, list(structures.values())[::-1], questions, shape)
+    for block in blocks:
+      self._measure(block, runner, questions[block.points[0].task], shape)
+
+  def _pending(self, blocks):
+    return [point for block in blocks for point in block.points
+            if self._missing(point, self._tasks[point.task].examples)]
+
+  def _load(self, pair, blocks):
+    """(runner, questions by task, shape) of a pair."""
+    runner = self._load_runner(pair, **{name: self._config[name] for name in RUNNER_SETTINGS})
+    questions = {name: ask(task.examples, runner) for name, task in self._tasks.items()}
+    shape = runner.shape(
+        [question for asked in questions.values() for question in asked],
+        max_new_tokens=self._config['max_new_tokens'], points=[point for block in blocks for point in block.points])
+    return runner, questions, shape
+
+  def _id(self, point, question, repeat):
+    return self._out.run_id, point.point_id, question.id, repeat
+
+  def _missing(self, point, asked):
+    """Whether any row of a point is still to be written; `asked` are examples or questions."""
+    return any(self._id(point, question, repeat) not in self._out.writer.ids
+               for repeat in range(self._config['repeats']) for question in asked)
+
+  def _warm_up(self, runner, points, questions, shape):
+    """Compiles every structure, outside of everything that is timed, and says what it took."""
+    start, compiled = time.perf_counter(), []
+    for point in points:
+      self._signals.check()
+      before = len(runner.compile_log())
+      for _ in range(self._config['warmups']):
+        runner.generate(point, questions[point.task][:point.batch], shape)
+      for record in runner.compile_log()[before:]:
+        compiled.append(record._asdict() | {'structure': ' '.join(map(str, point.structure))})
+        LOG.info('compiled %-7s of %s %s K=%d B=%d: trace %.2f s, compile %.2f s (%s)', record.name, *point.structure,
+                 record.trace_seconds, record.compile_seconds, record.shapes)
+    seconds = sum(record['trace_seconds'] + record['compile_seconds'] for record in compiled)
+    LOG.info('%d executables in %.1f s; warm-up %.1f s in all', len(compiled), seconds, time.perf_counter() - start)
+    self._session['executables'] += compiled
+    self._session['n_compiles'] += len(compiled)
+    self._session['compile_s'] += seconds
+    self._out.save()
+    if self._profile:
+      for point in points:
+        directory = os.path.join(self._out.path, 'profile', '-'.join(map(str, point.structure)))
+        with jax.profiler.trace(directory):
+          runner.generate(point, questions[point.task][:point.batch], shape)
+
+  def _measure(self, block, runner, asked, shape):
+    size = block.points[0].batch
+    batches = [asked[start:start + size] for start in range(0, len(asked), size)]
+    num_visits = self._config['repeats'] * len(batches)
+    for number in range(num_visits):
+      repeat, batch_index = divmod(number, len(batches))
+      self._visit(block, number, runner, Visit(repeat, batch_index, batches[batch_index], shape))
+      self._bar.visited(block.points[0], number, num_visits)
+
+  def _visit(self, block, number, runner, visit):
+    reference = self._stored_reference(block, visit)
+    waiting = []
+    for point in block.order(number):
+      self._signals.check()
+      if all(self._id(point, question, visit.repeat) in self._out.writer.ids for question in visit.asked):
+        continue
+      measured = Measured(point, self._timed(point, runner, visit))
+      waiting.append(measured)
+      if point.method == methods_lib.BASELINE and reference is not None:
+        reference = {question.id: rows_lib.generated_tokens(measured.generation.collected, row)
+                     for row, question in enumerate(visit.asked)}
+      if reference is None or reference:
+        for one in waiting:
+          self._write(one, runner, visit, reference or {})
+        waiting = []
+
+  def _stored_reference(self, block, visit):
+    """Question id -> the target's greedy output of this visit; {} until it is there, None where nothing is compared."""
+    baseline = next((point for point in block.points if point.method == methods_lib.BASELINE), None)
+    if baseline is None or baseline.sampling.temperature > 0:
+      return None
+    found = {question.id: self._greedy.get(self._id(baseline, question, visit.repeat)) for question in visit.asked}
+    return {} if None in found.values() else found
+
+  def _timed(self, point, runner, visit):
+    before = len(runner.compile_log())
+    generation = runner.generate(point, visit.asked, visit.shape)
+    compiled = runner.compile_log()[before:]
+    if compiled:
+      self._session['n_compiles_after_warm_up'] += len(compiled)
+      self._out.save()
+      raise SpecjaxError(
+          what=f'a timed batch compiled {[record.name for record in compiled]}', where=point.label,
+          expected='0 compilations after the warm-up', fix='Its shapes are not those of the warm-up; its time is void.')
+    return generation
+
+  def _write(self, measured, runner, visit, reference):
+    point, generation = measured
+    task = self._tasks[point.task]
+    judged = task.score is not None and not self._config['force_length']
+    built = []
+    for row, question in enumerate(visit.asked):
+      tokens = rows_lib.generated_tokens(generation.collected, row)
+      text = runner.text(tokens)
+      built.append(rows_lib.build(
+          run_id=self._out.run_id, point=point, question=question, repeat=visit.repeat, batch_index=visit.batch_index,
+          num_rows=len(visit.asked), row=row, generation=generation, text=text,
+          score=float(task.score(question.example, text)) if judged else None,
+          score_name=task.score_name if judged else None, model_id=runner.model_id,
+          compared=self._compared(point, question, tokens, reference.get(question.id), runner, visit.shape)))
+    self._bar.measured(point, self._out.writer.append(built))
+
+  def _compared(self, point, question, tokens, baseline, runner, shape):
+    if baseline is None or point.method == methods_lib.BASELINE:
+      return None
+    return rows_lib.agreement(
+        tokens, baseline, lossless=methods_lib.lookup(point.method).lossless,
+        is_tie=lambda position: runner.is_tie(question, tokens, baseline, position, shape))
+
+  def finish(self):
+    """Closes the session in run.json."""
+    self._session['ended'] = time.time()
+    self._out.run['finished'] = True
+    self._out.save()
+
+
+def ask(examples, runner, *, first=0):
+  """The `rows.Question`s of a list of examples, the first of which has the number `first` in its task."""
+  return [rows_lib.Question(id=example.id, category=example.domain, prompt=runner.encode(example), index=first + index,
+                            example=example) for index, example in enumerate(examples)]
