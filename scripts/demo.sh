@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The main job on the built-in pairs: quality against latency of speculative decoding and two speculative cascades.
+# The main job on the built-in pairs: quality against latency of speculative decoding, lossy verification and cascades.
 #
 #   bash scripts/demo.sh [output folder]      leaves report.html there; about 8 minutes on 2 cores after installation
 set -euo pipefail

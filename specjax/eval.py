@@ -1,12 +1,15 @@
 """Decodes, times, scores and reports.
 
-  python -m specjax.eval [run] --output_path=DIR [flags]     a sweep: pairs x tasks x methods x thresholds x sampling x seeds
+  python -m specjax.eval [run] --output_path=DIR [flags]     a sweep: pairs x tasks x methods x knobs x sampling x seeds
   python -m specjax.eval bench --output_path=DIR [flags]     speed alone: batch sizes x draft lengths, forced length
+  python -m specjax.eval calibrate --method=M --pair=P --deferral_rate=R|--quality_floor=F --output_path=DIR [flags]
+                                                             the threshold for a share to defer, or of quality to keep
   python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
   python -m specjax.eval list [methods|tasks|pairs]          what can be named
 
-Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (--help lists them), --gin_file=FILE and
---gin.NAME=value; what is not given comes from gin/eval.gin (bench: gin/bench.gin). `plot` and `list` take no flags.
+Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (`calibrate`: of `calibrate.calibrate`; --help lists
+them), --gin_file=FILE and --gin.NAME=value; what is not given comes from gin/eval.gin (bench.gin, calibrate.gin). `plot` and
+`list` take no flags, `calibrate` comes before its flags.
 
 Exit codes: 0 done; 2 something to mend, in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped after the batch in flight: the
 same command with --resume goes on.
@@ -19,6 +22,7 @@ import sys
 from specjax import config
 from specjax.core import compilation_cache
 from specjax.core.errors import ConfigError
+from specjax.evaluation import calibrate
 from specjax.evaluation import evaluate
 from specjax.evaluation import interrupts
 from specjax.evaluation import listing
@@ -27,8 +31,8 @@ from specjax.evaluation import runner
 
 LOG = logging.getLogger('specjax.eval')
 
-VERBS = ('run', 'bench', 'plot', 'list')
-DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin'}
+VERBS = ('run', 'bench', 'calibrate', 'plot', 'list')
+DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin', 'calibrate': 'calibrate.gin'}
 
 # What users of other tools type.
 ALIASES = {
@@ -39,6 +43,10 @@ ALIASES = {
     'block_size': 'num_draft_tokens', 'output_dir': 'output_path',
 }
 
+CALIBRATION_ALIASES = {
+    'pairs': 'pair', 'tasks': 'task', 'methods': 'method', 'num_speculative_tokens': 'num_draft_tokens',
+    'output_dir': 'output_path'}
+
 # Parameters of `evaluate` that this binary gives, not the configuration.
 PROVIDED = ('operative_config', 'compilation_cache', 'load_runner')
 
@@ -48,15 +56,19 @@ def main(argv):
   logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
   for name in ('jax', 'absl', 'matplotlib'):
     logging.getLogger(name).setLevel(logging.WARNING)
-  given = config.parse(argv, evaluate.evaluate, aliases=ALIASES, max_operands=2)
+  is_calibration = bool(argv) and argv[0] == 'calibrate'  # It takes flags of its own, so it comes first.
+  entry, aliases = (calibrate.calibrate, CALIBRATION_ALIASES) if is_calibration else (evaluate.evaluate, ALIASES)
+  given = config.parse(argv, entry, aliases=aliases, max_operands=2)
   verb, *objects = given.operands or ('run',)
   if given.help:
     hidden = tuple(f'  --{name}:' for name in PROVIDED)
-    lines = config.usage(evaluate.evaluate, aliases=ALIASES).replace('collections.abc.', '').splitlines()
+    lines = config.usage(entry, aliases=aliases).replace('collections.abc.', '').splitlines()
     print(__doc__, *(line for line in lines if not line.startswith(hidden)), sep='\n')
     return 0
-  if verb not in VERBS or (objects and verb in DEFAULTS):
-    raise ConfigError(what='verb', where='command line', got=' '.join(given.operands), expected=f'one of {", ".join(VERBS)}')
+  if verb not in VERBS or (objects and verb in DEFAULTS) or (verb == 'calibrate') != is_calibration:
+    raise ConfigError(
+        what='verb', where='command line', got=' '.join(given.operands), expected=f'one of {", ".join(VERBS)}',
+        fix='Write it in front of its flags.' if verb == 'calibrate' else None)
   if verb not in DEFAULTS:
     _refuse_flags(verb, given)
   if verb == 'list':
@@ -68,7 +80,7 @@ def main(argv):
       raise ConfigError(what='no directory', where='command line', fix='Write: python -m specjax.eval plot DIR')
     show(directory)
     return 0
-  return sweep(verb, given)
+  return find_threshold(given) if is_calibration else sweep(verb, given)
 
 
 def _refuse_flags(verb, given):
@@ -102,6 +114,22 @@ def sweep(verb, given):
           'Run the same command with --resume to go on.', file=sys.stderr)
     return stopped.exit_code
   show(directory)
+  return 0
+
+
+def find_threshold(given):
+  """Runs `calibrate`; what was found is the last thing on stdout."""
+  sources = given.sources()
+  if not sources['files']:
+    sources['files'] = (DEFAULTS['calibrate'],)
+  resolved = config.resolve(entry=calibrate.calibrate, provided=('load_runner',), **sources)
+  LOG.info('%s', resolved.operative())
+  compilation_cache.keep()
+  try:
+    print(calibrate.text(resolved.call(load_runner=runner.load_runner)))
+  except interrupts.Stopped as stopped:
+    print(f'{stopped}; nothing was written', file=sys.stderr)
+    return stopped.exit_code
   return 0
 
 

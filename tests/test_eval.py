@@ -10,6 +10,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / 'evaluation'))
 import fake_runner
 from specjax import config
 from specjax import eval as eval_binary
+from specjax.evaluation import grid
+from specjax.evaluation import methods
 from specjax.evaluation import row_log
 from specjax.evaluation import runner
 
@@ -65,18 +67,47 @@ def test_plot_rebuilds_from_rows(fake_pairs, tmp_path, capsys):
   assert capsys.readouterr().out == first and (tmp_path / 'report.html').exists()
 
 
+def test_calibrate_prints_range_threshold_and_check(fake_pairs, tmp_path, capsys):
+  arguments = ('calibrate', '--method=cascade_chow', '--pair=t5', '--deferral-rate=0.3', '--calibration_samples=16',
+               '--held_back_samples=16', '--batch_size=8', '--max_new_tokens=12', f'--output_path={tmp_path}')
+  assert _main(*arguments) == 0
+  text = capsys.readouterr().out
+  assert text.startswith('attainable deferral rate: ') and 'threshold = ' in text and 'independent' in text
+  assert (tmp_path / 'calibration.json').exists()
+  assert _main(*arguments) == 2 and 'a calibration is there' in capsys.readouterr().err
+  assert _main(*arguments, '--overwrite') == 0
+
+
+def test_calibrate_outside_the_range_is_code_2_and_names_the_nearest(fake_pairs, tmp_path, capsys):
+  code = _main('calibrate', '--method=truncated_target', '--deferral_rate=0.3', '--calibration_samples=4',
+               '--held_back_samples=4', '--max_new_tokens=12', f'--output_path={tmp_path}')
+  assert code == 2 and 'The nearest is 1.0000' in capsys.readouterr().err
+
+
+def test_top_p_and_detail_are_flags(fake_pairs, tmp_path):
+  assert _main(*SMALL, '--methods=autoregressive,lossy', '--threshold=0.5', '--temperature=0,1', '--top_p=0.5,1',
+               '--detail=summary', f'--output_path={tmp_path}') == 0
+  rows, _ = row_log.read(tmp_path / 'rows.jsonl')
+  assert {(row['temperature'], row['top_p']) for row in rows} == {(0.0, 1.0), (1.0, 0.5), (1.0, 1.0)}
+  assert {row['overlap'] is None for row in rows if row['method'] == 'lossy'} == {False}
+
+
 def test_list_names_everything(capsys):
   assert _main('list') == 0
   text = capsys.readouterr().out
-  for name in ('cascade_token_v3', 'synthetic/programs', 't5'):
+  for name in (*methods.METHODS, 'synthetic/programs', 't5'):
     assert name in text
   assert _main('list', 'pairs') == 0 and 'cascade' not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('argv, text', [
-    (('--thresolds=0.1',), 'did you mean --thresholds?'), (('evaluate',), 'one of run, bench, plot, list'),
+    (('--thresolds=0.1',), 'did you mean --thresholds?'), (('evaluate',), 'one of run, bench, calibrate, plot, list'),
     (('list', 'chips'), 'one of methods, tasks, pairs'), (('plot',), 'plot DIR'), (('run', '--repeats=x'), '--repeats'),
     ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results'),
+    (('calibrate', '--output_path=x'), 'method'), (('calibrate', '--method=lossy', '--output_path=x'), 'exactly one'),
+    (('--methods=lossy', 'calibrate'), 'in front of its flags'),
+    (('calibrate', '--method=bild', '--deferral_rate=0.3', '--output_path=x'), 'bild has 2 knobs'),
+    (('bench', '--methods=autoregressive,lossy', '--output_path=x'), 'lossy with a forced length'),
     (('plot', 'DIR', '--temperatures=1'), '--temperatures'), (('plot', 'DIR', '--output_path=x'), '--output_path'),
     (('list', '--pairs=t5'), '--pairs'), (('list', '--gin_file=eval.gin'), '--gin_file=eval.gin')])
 def test_what_a_user_can_mend_is_one_line_and_code_2(argv, text, capsys):
@@ -95,6 +126,39 @@ def test_shipped_configurations_resolve():
     given = config.resolve(
         entry=eval_binary.evaluate.evaluate, files=files, overrides={'output_path': 'x'}, provided=eval_binary.PROVIDED)
     assert given.arguments()['output_path'] == 'x', verb
-  demo = given.arguments()
-  assert demo['pairs'] == ['gemma', 't5'] and demo['max_samples'] >= 64 and len(demo['thresholds']) >= 6
-  assert {'cascade_chow', 'cascade_token_v3', 'speculative', 'autoregressive'} <= set(demo['methods'])
+
+
+def _points(arguments):
+  names = ('pairs', 'tasks', 'methods', 'thresholds', 'num_draft_tokens', 'seeds', 'batch_sizes', 'greedy_methods')
+  sampling = {name: arguments[name] for name in ('temperatures', 'top_p', 'top_k', 'min_p')}
+  blocks = grid.blocks(samplings=grid.samplings(**sampling), **{name: arguments[name] for name in names})
+  return [point for block in blocks for point in block.points]
+
+
+def _shipped(file):
+  return config.resolve(entry=eval_binary.evaluate.evaluate, files=(file,), overrides={'output_path': 'x'},
+                        provided=eval_binary.PROVIDED).arguments()
+
+
+def test_demo_has_a_point_of_every_method_and_curves_of_four():
+  demo = _shipped('runs/demo.gin')
+  assert demo['pairs'] == ['gemma', 't5'] and demo['max_samples'] >= 64
+  points = [point for point in _points(demo) if point.pair == 't5']
+  assert {point.method for point in points} == set(methods.METHODS)
+  curves = {point.method: sum(p.method == point.method for p in points) for point in points}
+  assert {name for name, count in curves.items() if count >= 7} == {
+      'lossy', 'cascade_chow', 'cascade_opt', 'cascade_token_v3'}
+  greedy = {point.method for point in points if point.sampling.temperature == 0}
+  assert {name for name, method in methods.METHODS.items() if method.greedy_only} < greedy
+
+
+def test_full_grid_has_every_axis_and_the_points_that_its_header_states():
+  full = _shipped('runs/cascades_full.gin')
+  points = _points(full)
+  assert {point.method for point in points} == set(methods.METHODS) and full['seeds'] == [0, 1, 2]
+  assert {point.num_draft_tokens for point in points} == {0, 3, 5, 7}
+  assert {(p.sampling.temperature, p.sampling.top_p) for p in points} == {
+      (0.0, 1.0), *((t, p) for t in (0.1, 0.5, 1.0) for p in (0.1, 0.25, 0.5, 1.0))}
+  header = (pathlib.Path(__file__).resolve().parents[1] / 'gin/runs/cascades_full.gin').read_text()
+  assert f'{len(points):,} points' in header and f'{full["max_samples"]} prompts' in header
+  assert f'{round(len(points) * full["max_samples"], -3):,} rows' in header
