@@ -133,7 +133,7 @@ def _panel(axis, across, shown, members, baseline, *, title):
   axis.set_ylabel(f'quality ({table.printable(shown[0].score_name or "score")})')
   axis.margins(0.07, 0.10)
   if mine:
-    axis.legend(loc='lower right', fontsize=7.8, frameon=True, framealpha=0.85, edgecolor='none', borderpad=0.3)
+    axis.legend(loc='best', fontsize=7.8, frameon=True, framealpha=0.85, edgecolor='none', borderpad=0.3)
 
 
 def _share_limits(axes, across, shown):

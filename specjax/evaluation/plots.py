@@ -115,9 +115,10 @@ def _whiskers(interval):
 def panels(count, *, width, height, title, columns=None):
   """(figure, its first `count` axes) of a grid of panels of `width` x `height` inches each, under a title.
 
-  Three columns by default, two where that leaves no hole.
+  Three columns by default, two where that leaves no hole. One panel alone is wide enough for its title.
   """
   columns = min(count, columns or (2 if count in (2, 4) else 3))
+  width = max(width, 7.0) if columns == 1 else width
   rows = -(-count // columns)
   figure, axes = pyplot.subplots(
       rows, columns, figsize=(width * columns, height * rows), squeeze=False, layout='constrained')
@@ -125,7 +126,8 @@ def panels(count, *, width, height, title, columns=None):
   for unused in flat[count:]:
     unused.set_visible(False)
   figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-  figure.suptitle(table.printable(title), x=0.012, ha='left', fontsize=13, fontweight='bold')
+  title = textwrap.fill(table.printable(title), int(width * columns * 8.2))
+  figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold')
   return figure, flat[:count]
 
 
