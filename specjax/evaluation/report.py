@@ -201,8 +201,8 @@ def _facts(directory, rows, run, every, matched, figures, text, damage):
       'sessions': [_session(s) for s in sessions], 'pairs': [_pair(pair, every, matched, run) for pair in pairs],
       'table': text, 'columns': [name for name in PAGE_COLUMNS if has_detail or name not in table.DETAIL],
       'settings': [_setting(setting, every) for setting in plots.settings(every)],
-      'figures': [{'file': figure.path.name, 'title': figure.path.stem.replace('_', ' ').replace('-', ', ')}
-                  for figure in figures if figure.is_shown],
+      'figures': [{'file': figure.path.name, 'title': figure.path.stem.replace('_', ' ').replace('-', ', '),
+                   'width': _pixels(figure.path) // 2} for figure in figures if figure.is_shown],
       'other_figures': [figure.path.name for figure in figures if not figure.is_shown],
       'losing': [_line(s, every) for s in every if s.loses],
       'undecided': [_line(s, every) for s in every if s.is_undecided],
@@ -214,6 +214,12 @@ def _facts(directory, rows, run, every, matched, figures, text, damage):
       'number': table.number, 'interval': table.with_interval,
       'date': _date(sessions[0].get('started')) if sessions else '',
   }
+
+
+def _pixels(path):
+  """How wide a PNG is; it is shown at half of that, so that text has the same size in all figures."""
+  with open(path, 'rb') as file:
+    return int.from_bytes(file.read(24)[16:20], 'big')
 
 
 def _matched(matched):
@@ -284,7 +290,8 @@ def _headline(baseline, mine, matched):
   gains = [line.gains[1.0].interval.estimate for line in leading]
   gain = f'{min(gains):.2f}x to {max(gains):.2f}x' if gains else None
   if len(leading) == 1:
-    gain = table.best_cell(leading[0].gains[1.0], unit='x', with_limit=True).removesuffix(' *')
+    best = leading[0].gains[1.0]
+    gain = f'{table.with_interval(best.interval, unit="x")} ({table.number(best.series.pct_of_limit, 0)} % of the limit)'
   return {'baseline': baseline, 'speculative': speculative, 'leading': [line.title for line in leading], 'gain': gain}
 
 
