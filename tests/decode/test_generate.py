@@ -177,6 +177,7 @@ def test_bad_requests_are_refused_before_compilation(pair, changes, error, text)
     (dict(num_draft_tokens=10**6), errors.LimitError),
     (dict(num_draft_tokens=2, max_draft_tokens=3), errors.ParamError),
     (dict(num_draft_tokens=2, bonus='both'), errors.ParamError),
+    (dict(num_draft_tokens=2, verifier='tree'), errors.ParamError),
     (dict(num_draft_tokens=2, rule=specjax.Chow(threshold=float('nan'))), errors.ParamError),
     (dict(num_draft_tokens=2, rule=specjax.TokenV3(threshold='half')), errors.ParamError),
 ])

@@ -79,6 +79,19 @@ def test_cells_end_where_the_trace_says(x64):
     token_tests.assert_exact(exactness.compare(joint, **compared))
 
 
+def test_float32_law_is_right_to_rounding():
+  case = CASES['lossless']
+  target, drafter, params = token_tests.build_models(case)
+  params = {name: {key: value.astype(np.float32) for key, value in part.items()} for name, part in params.items()}
+  decoder = token_tests.build_decoder(case, target, drafter, None).replace(verifier=VERIFIERS['block'])
+  joint = enumeration.Enumerator(rows=case.rows).joint(
+      decoder, params, exactness.arrays(case.requests, vocab_size=case.vocab_size, dtype=np.float32),
+      capacity=exactness.capacity(decoder, case.requests))
+  oracle = exactness.Oracle.of(case.requests, target=target, drafter=drafter, params=params)
+  token_tests.assert_exact(
+      exactness.compare(joint, oracle, num_draft_tokens=case.num_draft_tokens, verifier='block'), tolerance=2e-6)
+
+
 @pytest.mark.parametrize('name', ['lossless', 'adversarial drafters', 'Chow', 'TokenV3, encoder-decoder'])
 def test_at_least_as_many_tokens_are_accepted_in_no_more_rounds(name, x64):
   """Than by token verification, for every request; at temperature 0 exactly as many."""
