@@ -9,6 +9,8 @@ Invariants of the decoding loop (asserted by `specjax.testing.conformance`):
          tokens   a  b  c  d  e  .  .  .        length = 5
          cache    a  b  c  d                    cache length = 4, pending token e
 
+     In the routed loop each model has its own number of pending tokens; the target's may be any.
+
   2. Rows have their own lengths; a row's output is bitwise independent of its neighbours, slot and padding.
   3. A drafter never feeds a token twice: after full acceptance it is two tokens behind, else one.
   4. Exactness lives in one place: accept with u < min(1, goal / q), otherwise draw from norm(max(0, goal - q)).
