@@ -2,8 +2,8 @@
 
 Every uniform is a function of (seed, example id, sample index, round start, role, draw index). The round start is the
 row's committed length when the round begins; every round emits a token, so no address is met twice. Addressing by token
-position instead would hand the uniforms of a rejected suffix to the next round. A second answer of a row (`phase_start`) has
-round starts of its own.
+position instead would hand the uniforms of a rejected suffix to the next round. A second answer of a row has round
+starts of its own (`phase_start`).
 """
 
 import enum
