@@ -21,7 +21,7 @@ from specjax.metrics import statistics
 _LABEL_OFFSETS = ((0, 13), (0, -13), (-18, 0), (18, 0), (-15, 11), (15, 11), (-15, -11), (15, -11), (0, 18), (0, -18))
 # Closer than this (points), the ends of a curve share one label.
 _SAME_PLACE = 30
-_NOTHING = statistics.Interval(None, None, None)
+_ENOUGH_TO_CORRELATE = 8
 _DASHED = (0, (4, 3))
 
 
@@ -204,7 +204,7 @@ def _overlap(a, b):
 
 
 def latency_rejection(every, directory, *, name, caption):
-  """Relative latency against the rejection rate, a panel per K, with the correlation over all points of that K.
+  """Relative latency against the rejection rate, a panel per K, with the correlation over its points where there are enough.
 
   `every` is of one setting. Returns the PNG's path, None with fewer than three points.
   """
@@ -239,6 +239,6 @@ def latency_rejection(every, directory, *, name, caption):
 
 def _correlation(series):
   x, y = ([f(s).estimate for s in series] for f in (_rejection, LATENCY.value))
-  if len(series) < 3 or np.std(x) == 0 or np.std(y) == 0:
+  if len(series) < _ENOUGH_TO_CORRELATE or np.std(x) == 0 or np.std(y) == 0:
     return ''
   return f' · correlation {np.corrcoef(x, y)[0, 1]:.2f} over {len(series)} points'
