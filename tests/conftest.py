@@ -8,6 +8,8 @@ os.environ.setdefault('JAX_PLATFORMS', 'cpu')
 import jax
 import pytest
 
+from specjax.decode import run
+
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_numpy_dtype_promotion', 'strict')
 jax.config.update('jax_debug_key_reuse', True)
@@ -16,6 +18,13 @@ pytest_plugins = ['specjax.testing.plugin']  # --mutant=M05 plants a bug
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
+
+@pytest.fixture(scope='module', autouse=True)
+def executables_of_one_module():
+  """Forgets what a test module compiled: thousands of executables took 5 GB and slowed everything that came after."""
+  yield
+  run.clear()
+  jax.clear_caches()
 
 
 @pytest.fixture

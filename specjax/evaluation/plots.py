@@ -126,8 +126,9 @@ def panels(count, *, width, height, title, columns=None):
   for unused in flat[count:]:
     unused.set_visible(False)
   figure.get_layout_engine().set(w_pad=0.12, h_pad=0.12)
-  title = textwrap.fill(table.printable(title), int(width * columns * 8.2))
-  figure.suptitle(title, x=0.012, ha='left', fontsize=13, fontweight='bold')
+  # Broken between its parts, never inside one.
+  parts = table.printable(title).replace(' ', '\u00a0').replace('\u00a0·\u00a0', ' ·\u00a0')
+  figure.suptitle(textwrap.fill(parts, int(width * columns * 8.2)), x=0.012, ha='left', fontsize=13, fontweight='bold')
   return figure, flat[:count]
 
 

@@ -15,6 +15,8 @@ from specjax.testing import exactness
 from specjax.testing import oracles
 from specjax.testing import toy
 
+pytestmark = pytest.mark.nightly  # minutes; the planted bugs of the default suite see the same faults
+
 W = oracles.Warp
 Request = exactness.Request
 TOLERANCE = 1e-10

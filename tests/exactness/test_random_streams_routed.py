@@ -23,6 +23,8 @@ from specjax.testing import routing_oracles
 from specjax.testing import statistics
 from specjax.testing import toy
 
+pytestmark = pytest.mark.nightly  # minutes; the planted bugs of the default suite see the same faults
+
 V, LENGTH, ROWS, BATCHES = 3, 3, 32768, 62
 TOTAL = ROWS * BATCHES
 MISSED_VARIATION = 0.005
