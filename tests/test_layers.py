@@ -14,8 +14,8 @@ PACKAGE = ROOT / 'specjax'
 LAYERS = (
     {'core'},
     {'ops'},
-    {'models', 'checkpoints', 'drafters', 'rules', 'routers'},
-    {'decode'},
+    {'models', 'drafters', 'rules', 'routers'},
+    {'decode', 'checkpoints'},  # a reader builds the configuration of the model it found
     {'metrics'},  # host arithmetic on counters and texts: task scorers use it, it uses nobody
     {'selection', 'tasks', 'training', 'online', 'planning'},
     {'pairs'},
