@@ -21,6 +21,7 @@ _LAZY = {
     'TokenV3': ('specjax.rules', 'TokenV3'),
     'ChowRouter': ('specjax.routers', 'ChowRouter'),
     'Pair': ('specjax.decode.pair', 'Pair'),
+    'load': ('specjax.checkpoints.formats', 'load'),
     'load_pair': ('specjax.pairs.builtin', 'load_pair'),
 }
 

@@ -4,7 +4,7 @@ A reader of a format gives `Leaf`s, which know their shape and type and nothing 
 wrong with the names, shapes and types is one error, before memory is taken.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -62,13 +62,17 @@ def load(
     placements = jax.tree.leaves(shardings, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.Sharding))
   placed, broken = [], []
   for (name, wanted), placement in zip(expected.items(), placements, strict=True):
-    value = _read(leaves[name], name, where)
-    if not np.isfinite(value).all():  # Read on: every such leaf belongs in the error.
-      broken.append(f'{leaves[name].stored_as} holds NaN or infinity')
+    value, target = _read(leaves[name], name, where), jnp.dtype(dtype or wanted.dtype)
+    with np.errstate(over='ignore'):  # What is too large becomes infinity, and is named below.
+      value = value.astype(target, order='C', copy=False)
+    if not _is_finite(value):  # Read on: every such leaf belongs in the error.
+      broken.append(f'{leaves[name].stored_as} holds NaN or infinity, or numbers too large for {target}')
     if not broken:
-      placed.append(jax.device_put(value.astype(jnp.dtype(dtype or wanted.dtype), copy=False), placement))
+      # Waits: transfers that run behind would keep the numpy arrays of several leaves alive.
+      placed.append(jax.block_until_ready(jax.device_put(value, placement)))
+    del value  # Or it would live until the next one has been read.
   if broken:
-    raise errors.CheckpointError(what='weights', where=where, got=_listed(broken), expected='finite numbers')
+    raise errors.CheckpointError(what='weights', where=where, got=listed(broken), expected='finite numbers')
   return jax.tree.unflatten(structure, placed)
 
 
@@ -86,7 +90,7 @@ def check(leaves: Mapping[str, Leaf], template: Any, *, where: str, extra: Mappi
       problems.append(f'{leaf.stored_as} is {leaf.dtype}, expected one of {", ".join(map(str, FLOATS))}')
   if problems:
     raise errors.CheckpointError(
-        what='checkpoint of another model', where=where, got=_listed(problems),
+        what='checkpoint of another model', where=where, got=listed(problems),
         fix='the configuration and the weights do not belong together, or a file is missing')
 
 
@@ -104,6 +108,13 @@ def _read(leaf, name, where):
   return value
 
 
-def _listed(problems):
+def _is_finite(value, chunk=1 << 22):
+  """Whether all numbers are finite; in chunks, as the intermediate booleans of a large embedding are large too."""
+  flat = value.reshape(-1)
+  return all(np.isfinite(flat[start:start + chunk]).all() for start in range(0, flat.size, chunk))
+
+
+def listed(problems: Sequence[str]) -> str:
+  """The problems in one text, the first ones if there are many."""
   more = f'; and {len(problems) - _LISTED} more' if len(problems) > _LISTED else ''
   return '; '.join(problems[:_LISTED]) + more
