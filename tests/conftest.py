@@ -1,5 +1,6 @@
 """Strict settings for every test: no silent rank or dtype promotion, keys used once."""
 
+import collections
 import os
 import pathlib
 
@@ -17,6 +18,22 @@ jax.config.update('jax_debug_key_reuse', True)
 pytest_plugins = ['specjax.testing.plugin']  # --mutant=M05 plants a bug
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+SAMPLED = ('tests/exactness/test_exact_', 'tests/mutants/')  # half of the CPU time of everything together
+EVERY = 3
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m "not nightly" looks at the marks
+def pytest_collection_modifyitems(items):
+  """Leaves one in three cases of the costly parametrized tests in the default suite; the nightly one runs all."""
+  seen = collections.Counter()
+  for item in items:
+    path = item.path.relative_to(ROOT).as_posix()
+    if path.startswith(SAMPLED) and path != 'tests/exactness/test_exact_law.py' and hasattr(item, 'callspec'):
+      family = path, item.originalname
+      if seen[family] % EVERY:
+        item.add_marker(pytest.mark.nightly)
+      seen[family] += 1
 
 
 @pytest.fixture(scope='module', autouse=True)
