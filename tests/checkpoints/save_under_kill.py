@@ -30,12 +30,14 @@ def forked(function):
   """The id of a new process that runs `function` and exits with 0, or with 1 and a traceback."""
   child = os.fork()
   if not child:
+    code = 1
     try:
       function()
-    except BaseException:
+      code = 0
+    except Exception:
       traceback.print_exc()
-      os._exit(1)
-    os._exit(0)
+    finally:
+      os._exit(code)
   return child
 
 

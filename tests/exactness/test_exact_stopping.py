@@ -13,6 +13,7 @@ from specjax.drafters import stopping
 from specjax.testing import enumeration
 from specjax.testing import exactness
 from specjax.testing import oracles
+from specjax.testing import rule_oracles
 from specjax.testing import toy
 
 W = oracles.Warp
@@ -83,6 +84,28 @@ def test_a_cap_and_a_policy_together(x64):
     found = exactness.compare(
         joint, oracle, num_draft_tokens=cap, goal=oracles.token_v3_goal(0.4), stops=all_stops)
     assert max(max(one) for one in found) <= 1e-10 and max(one.law for one in found) <= 1e-12, (cap, found)
+
+
+def test_bild_as_published_stops_below_one_threshold_and_rolls_back_above_the_other(x64):
+  pair = toy.toy_pair(vocab_size=3, seed=8, scale=0.9)
+  greedy = [exactness.Request(prompt=prompt, max_new_tokens=6, eos_ids=eos, warp=W(temperature=0.0))
+            for prompt, eos in (((1,), ()), ((0, 2), (2,)), ((2, 1, 0), ()), ((2,), (0,)))]
+  oracle = exactness.Oracle.of(greedy, target=pair.target, drafter=pair.drafter, params=pair.params)
+  arrays = exactness.arrays(greedy, vocab_size=3)
+  enumerator = enumeration.Enumerator(rows=64)
+  stops = POLICIES['MaxProbability'][2]
+  laws = []
+  for fallback, rollback in ((0.0, 1.0), (0.5, 1.0), (0.5, 0.3), (0.7, 5.0), (1.1, 1.0)):
+    decoder = speculative.SpeculativeDecoder(
+        target=pair.target, rule=rules.Bild(rollback_threshold=rollback), bonus='target', drafter=drafters.ModelDrafter(
+            model=pair.drafter, num_draft_tokens=K, stopping=stopping.MaxProbability(threshold=fallback)))
+    joint = enumerator.joint(decoder, pair.params, arrays, capacity=exactness.capacity(decoder, greedy))
+    all_stops = [stop_of(stops, fallback, oracle.laws(row)) for row in range(len(greedy))]
+    found = exactness.compare(
+        joint, oracle, num_draft_tokens=K, goal=rule_oracles.bild_goal(rollback), bonus='target', stops=all_stops)
+    assert max(max(one) for one in found) <= 1e-10 and max(one.law for one in found) <= 1e-12, (fallback, rollback, found)
+    laws.append(str(joint.laws))
+  assert len(set(laws)) > 2, 'the thresholds change nothing'
 
 
 def test_passes_end_when_every_row_has_stopped():
