@@ -30,14 +30,13 @@ def forked(function):
   """The id of a new process that runs `function` and exits with 0, or with 1 and a traceback."""
   child = os.fork()
   if not child:
-    code = 1
     try:
       function()
-      code = 0
-    except Exception:
-      traceback.print_exc()
-    finally:
-      os._exit(code)
+    finally:  # Whatever happens, the copy of the test process ends here.
+      failure = sys.exc_info()
+      if failure[0]:
+        traceback.print_exception(*failure)
+      os._exit(bool(failure[0]))
   return child
 
 
