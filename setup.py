@@ -18,6 +18,7 @@ RUNTIME = [
     'tensorboard>=2.18',
     'safetensors>=0.5',
     'sentencepiece>=0.2',
+    'tokenizers>=0.21',
     'sacrebleu>=2.5',
     'rouge-score>=0.1.2',
     'tqdm>=4.66',

@@ -83,6 +83,11 @@ class Tokenizer:
     """How the vocabulary writes a token, for printing."""
     return self._processor.id_to_piece(int(token))
 
+  def token_of(self, piece: str) -> int | None:
+    """The token that is written like this, or None."""
+    token = self._processor.piece_to_id(piece)  # the unknown token where there is none
+    return token if self.piece(token) == piece else None
+
 
 @functools.cache
 def load_builtin_tokenizer() -> Tokenizer:
