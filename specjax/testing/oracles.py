@@ -137,6 +137,10 @@ class Laws:
     """float64[V], the law draft tokens are drawn from."""
     return self._remember('drafter', prefix, self._drafter_law)
 
+  def drafter_plain(self, prefix):
+    """float64[V], the drafter's law at temperature 1."""
+    return self.warp.plain(self._drafter(prefix))
+
   def _drafter_law(self, prefix):
     law = None if self._drafter is None else self.warp.law(self._drafter(prefix))
     return law if self._draft is None else self._draft(prefix, law)
