@@ -1,5 +1,7 @@
 """What a checkpoint's logits are compared with: references of the format's own library, cached and not, ragged or not."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,10 @@ from specjax.core import types
 from specjax.models import t5
 
 MAX_DIFFERENCE, MAX_KL = 2e-4, 1e-6
+
+# Tiny models: nearly all of the time is compilation, and this halves it.
+compiled = functools.partial(
+    jax.jit, compiler_options={'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True})
 
 
 def forward_logits(model, params, *, tokens, encoder_tokens=None, encoder_length=None):
@@ -23,7 +29,7 @@ def forward_logits(model, params, *, tokens, encoder_tokens=None, encoder_length
   batch = types.TrainingBatch(
       tokens=tokens, targets=tokens, weights=jnp.ones(tokens.shape), positions=index(tokens),
       segments=jnp.ones_like(tokens), **encoder)
-  return np.asarray(jax.jit(model.forward)(params, batch).logits)
+  return np.asarray(compiled(model.forward)(params, batch).logits)
 
 
 def cached_logits(model, params, *, tokens, start, widths, encoder_tokens=None, encoder_length=None):
@@ -41,8 +47,8 @@ def cached_logits(model, params, *, tokens, start, widths, encoder_tokens=None, 
     encoder = dict(
         encoder_tokens=jnp.asarray(encoder_tokens, jnp.int32), encoder_length=jnp.asarray(encoder_length, jnp.int32))
   prompt = types.Prompt(jnp.asarray(prompt, jnp.int32), jnp.asarray(start, jnp.int32), **encoder)
-  _, cache = jax.jit(model.prefill, static_argnums=2)(params, prompt, length + max(widths))
-  extend = jax.jit(model.extend)
+  _, cache = compiled(model.prefill, static_argnums=2)(params, prompt, length + max(widths))
+  extend = compiled(model.extend)
   logits, fed, turn = np.full((batch, length, model.vocab_size), np.nan, np.float32), start - 1, 0
   while (fed < length).any():
     width = widths[turn % len(widths)]
@@ -50,8 +56,9 @@ def cached_logits(model, params, *, tokens, start, widths, encoder_tokens=None, 
     at = np.minimum(fed[:, None] + np.arange(width)[None], length - 1)
     block = jnp.asarray(np.take_along_axis(tokens, at, axis=1), jnp.int32)
     output, cache = extend(params, cache, block, count=jnp.asarray(count, jnp.int32))
+    of_block = np.asarray(output.logits)
     for row in range(batch):
-      logits[row, fed[row]:fed[row] + count[row]] = output.logits[row, :count[row]]
+      logits[row, fed[row]:fed[row] + count[row]] = of_block[row, :count[row]]
     fed, turn = fed + count, turn + 1
   return logits
 
