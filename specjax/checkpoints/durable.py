@@ -69,6 +69,36 @@ def replace(path: str | os.PathLike, content: bytes) -> None:
     file.write(content)
 
 
+@contextlib.contextmanager
+def creating(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
+  """A context that gives an empty folder to fill, which becomes `directory` at the end.
+
+  When the block raises, or the process dies, there is no `directory`.
+
+  Raises:
+    ConfigError: `directory` exists.
+  """
+  directory = pathlib.Path(directory).absolute()
+  exists = errors.ConfigError(
+      what='output', where=str(directory), got='it exists', expected='a new folder', fix='remove it or choose another')
+  if directory.exists() or directory.is_symlink():
+    raise exists
+  directory.parent.mkdir(parents=True, exist_ok=True)
+  remove_leftovers(directory.parent)
+  temporary = temporary_path(directory)
+  temporary.mkdir()
+  try:
+    yield temporary
+    sync_tree(temporary)
+    try:
+      os.rename(temporary, directory)
+    except OSError:  # Somebody else made it in the meantime; only an empty one would have been replaced.
+      raise exists from None
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  sync(directory.parent)
+
+
 def sync(path: str | os.PathLike) -> None:
   """Makes a file, or the names in a directory, durable."""
   descriptor = os.open(path, os.O_RDONLY)

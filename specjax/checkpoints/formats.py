@@ -1,37 +1,51 @@
 """`load`: a checkpoint of any format that is known, found by looking at it, as a model and its parameters."""
 
+import contextlib
 import importlib
 import os
 import pathlib
-import re
-from typing import Any, NamedTuple
+from typing import Any, Iterator, Mapping, NamedTuple
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
+from specjax.checkpoints import descriptions
+from specjax.checkpoints import downloads
+from specjax.checkpoints import durable
 from specjax.checkpoints import leaves
+from specjax.checkpoints import manifest
 from specjax.core import errors
 from specjax.core import protocols
-from specjax.models import gemma
-from specjax.models import t5
 
 
 class Format(NamedTuple):
-  """A format: the module that reads it, which has `open_checkpoint` and the named test of a path."""
+  """A format: the module that knows it, and the names of its functions.
+
+  Attributes:
+    module: is imported when it is asked.
+    description: for people.
+    detect: (path) -> whether this is one.
+    open: (path, config=) -> configuration, {our name: leaf}, {what else is stored: why}; nothing is read yet.
+    write: (folder, config, leaves, dtype=) -> None, or None where specjax does not write it.
+  """
 
   module: str
-  detect: str
   description: str
+  detect: str
+  open: str = 'open_checkpoint'
+  write: str | None = None
 
 
 # In the order in which they are tried. A row of this table is all that a file can choose.
 FORMATS = {
-    'hf': Format('specjax.checkpoints.hf', 'is_hf', 'Hugging Face folder: config.json and safetensors'),
-    't5x': Format('specjax.checkpoints.t5x', 'is_t5x', 'T5X step: checkpoint_<step>, legacy or Orbax'),
+    'hf': Format('specjax.checkpoints.hf', 'Hugging Face: a folder of config.json and safetensors', 'is_hf', write='write'),
+    'native': Format(
+        'specjax.checkpoints.native_model', 'specjax: NAME.safetensors and NAME.json', 'is_file', 'open_file', 'write_file'),
+    'native_orbax': Format(
+        'specjax.checkpoints.native_model', 'specjax: a folder of step_<number>', 'is_orbax', 'open_orbax', 'write_orbax'),
+    't5x': Format('specjax.checkpoints.t5x', 'T5X: checkpoint_<step>, legacy or Orbax', 'is_t5x'),
+    'gemma_orbax': Format(
+        'specjax.checkpoints.gemma_orbax', 'official Gemma: a folder with manifest.ocdbt', 'is_gemma_orbax'),
 }
-_MODELS = {gemma.DecoderConfig: gemma.DecoderLM, t5.T5Config: t5.T5LM}
-_REMOTE = re.compile(r'(hf|kaggle)://.*', re.DOTALL)
 
 
 def load(
@@ -51,12 +65,11 @@ def load(
       that is missing, extra, misshapen, mistyped or not finite is in the one error.
     ParamError: an unknown format, or a dtype that models do not compute in.
   """
-  path = pathlib.Path(path)
   config, found, extra = open_checkpoint(path, format=format, config=config)
   if dtype is None:
     dtype = jnp.bfloat16 if all(leaf.dtype == jnp.bfloat16 for leaf in found.values()) else jnp.float32
-  model = make_model(config, dtype=dtype)
-  template = template_of(model, where=str(path))
+  model = descriptions.make_model(config, dtype=dtype)
+  template = descriptions.template(model, where=str(path))
   return model, leaves.load(found, template, dtype=dtype, shardings=shardings, where=str(path), extra=extra)
 
 
@@ -67,16 +80,33 @@ def open_checkpoint(
 
   See `load` for arguments and errors.
   """
-  path = pathlib.Path(path)
-  if config is not None and type(config) not in _MODELS:
-    raise errors.ParamError(
-        what='config', got=type(config).__name__, expected=' or '.join(kind.__name__ for kind in _MODELS))
+  if config is not None and type(config) not in descriptions.FAMILIES.values():
+    expected = ' or '.join(kind.__name__ for kind in descriptions.FAMILIES.values())
+    raise errors.ParamError(what='config', got=type(config).__name__, expected=expected)
+  path = local_path(path)
   name = detect(path) if format is None else format
   if name not in FORMATS:
     raise errors.ParamError(what='format', got=name, expected=f'one of {", ".join(FORMATS)}')
+  if path.is_dir():
+    manifest.verify(path)
+  return _function(name, 'open')(path, config=config)
+
+
+def local_path(path: str | os.PathLike) -> pathlib.Path:
+  """`path`, if something is there.
+
+  Raises:
+    CheckpointError: nothing is, or it names a place in the network: `downloads.fetch` goes there, when it is asked to.
+  """
+  if isinstance(path, str) and downloads.is_remote(path):
+    raise errors.CheckpointError(
+        what='a checkpoint in the network', where=path, got='no permission to download',
+        fix='Fetch it with python -m specjax.convert --allow_download, or specjax.checkpoints.downloads.fetch. '
+        + downloads.REQUIREMENTS)
+  path = pathlib.Path(path)
   if not path.exists():
     raise errors.CheckpointError(what='no such file or folder', where=str(path))
-  return importlib.import_module(FORMATS[name].module).open_checkpoint(path, config=config)
+  return path
 
 
 def detect(path: str | os.PathLike) -> str:
@@ -85,11 +115,9 @@ def detect(path: str | os.PathLike) -> str:
   Raises:
     CheckpointError: nothing is there, or nothing that is known.
   """
-  path = pathlib.Path(path)
-  if not path.exists():
-    raise errors.CheckpointError(what='no such file or folder', where=str(path))
-  for name, form in FORMATS.items():
-    if getattr(importlib.import_module(form.module), form.detect)(path):
+  path = local_path(path)
+  for name in FORMATS:
+    if _function(name, 'detect')(path):
       return name
   known = '; '.join(f'{name}: {form.description}' for name, form in FORMATS.items())
   raise errors.CheckpointError(
@@ -97,24 +125,44 @@ def detect(path: str | os.PathLike) -> str:
       got=sorted(entry.name for entry in path.iterdir())[:20] if path.is_dir() else 'a file', expected=known)
 
 
-def make_model(config: Any, *, dtype: Any) -> protocols.LanguageModel:
-  """The model of a configuration, with activations and fresh parameters in `dtype`.
+def write(
+    folder: str | os.PathLike, config: descriptions.Config, found: Mapping[str, leaves.Leaf], *, format: str,
+    dtype: Any = None, **options: Any,
+) -> None:
+  """Writes a model into the new folder `folder`, which appears whole or not at all; `open_checkpoint` reads it back.
+
+  Args:
+    found: leaves by our names; of parameters in memory, `leaves.of(params)`.
+    format: a name of `FORMATS` that is written.
+    dtype: of every leaf; None keeps each one's own.
+    **options: of the format's writer.
 
   Raises:
-    ParamError: models do not compute in `dtype`.
+    ConfigError: `folder` exists. ParamError: the format is not written.
+    CheckpointError: the leaves are not those of `config`, are not finite, or the format has no such model.
   """
-  try:
-    kind = jnp.dtype(dtype)
-  except TypeError:
-    kind = None
-  if kind not in (np.dtype(kind) for kind in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)):
-    raise errors.ParamError(what='dtype', got=str(dtype), expected='bfloat16, float16, float32 or float64')
-  return _MODELS[type(config)](config, dtype=kind, param_dtype=kind)
+  with writing(folder, config, found, format=format, dtype=dtype, **options):
+    pass
 
 
-def template_of(model: protocols.LanguageModel, *, where: str) -> Any:
-  """Shapes of the parameters; numbers that fit no network together are a CheckpointError."""
-  try:
-    return jax.eval_shape(model.init, jax.random.key(0))
-  except Exception as error:  # flax and JAX raise many types.
-    raise errors.CheckpointError(what='configuration', where=where, got=str(error)) from error
+@contextlib.contextmanager
+def writing(
+    folder: str | os.PathLike, config: descriptions.Config, found: Mapping[str, leaves.Leaf], *, format: str,
+    dtype: Any = None, **options: Any,
+) -> Iterator[pathlib.Path]:
+  """As `write`, as a context that gives the folder for more files before it gets its name."""
+  if format not in FORMATS or FORMATS[format].write is None:
+    written = [name for name, form in FORMATS.items() if form.write]
+    raise errors.ParamError(what='format', got=format, expected=f'one of {", ".join(written)}')
+  model = descriptions.make_model(config, dtype='float32')
+  leaves.check(found, descriptions.template(model, where=str(folder)), where=str(folder))
+  with durable.creating(folder) as temporary:
+    _function(format, 'write')(temporary, config, found, dtype=dtype, **options)
+    yield temporary
+    if format != 'native_orbax':  # It has a manifest of its own.
+      manifest.write(temporary)
+
+
+def _function(name, role):
+  form = FORMATS[name]
+  return getattr(importlib.import_module(form.module), getattr(form, role))

@@ -5,9 +5,11 @@ nothing outside their folder, and weights are read at their offsets, one tensor 
 """
 
 import functools
+import json
+import math
 import pathlib
 import re
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
 import numpy as np
 
@@ -78,13 +80,60 @@ def open_checkpoint(
   return config, found, dict(sorted(extra.items()))
 
 
+def write(
+    folder: pathlib.Path, config: Config, found: Mapping[str, leaves.Leaf], *, dtype: Any = None,
+    max_shard_bytes: int = 5 << 30, special_tokens: Mapping[str, Any] | None = None,
+) -> None:
+  """Writes config.json and the weights into `folder`, one tensor in memory at a time.
+
+  Args:
+    dtype: of every tensor; None keeps each one's own.
+    max_shard_bytes: files larger than this are split, and get an index.
+    special_tokens: `bos_token_id`, `eos_token_id`, ... of config.json; None is the family's own.
+
+  Raises:
+    CheckpointError: no Hugging Face family has this configuration, or a leaf is not finite.
+  """
+  fields = hf_config.to_json(config, special_tokens or {})
+  stored = {
+      names.names[0]: found[ours]._replace(
+          shape=found[ours].shape[::-1], read=functools.partial(_transposed, found[ours])) if names.transposed
+      else found[ours]
+      for ours, names in hf_names.of(config).items()}
+  kinds = {name: np.dtype(dtype or leaf.dtype) for name, leaf in stored.items()}
+  sizes = {name: math.prod(leaf.shape) * kinds[name].itemsize for name, leaf in stored.items()}
+  shards, size = [[]], 0
+  for name in stored:
+    if shards[-1] and size + sizes[name] > max_shard_bytes:
+      shards.append([])
+      size = 0
+    shards[-1].append(name)
+    size += sizes[name]
+  of_shard = lambda i: WEIGHTS if len(shards) == 1 else f'model-{i + 1:05d}-of-{len(shards):05d}.safetensors'
+  for i, names in enumerate(shards):
+    safetensors_file.write(
+        folder / of_shard(i), {name: (kinds[name], stored[name].shape) for name in names},
+        [functools.partial(leaves.read_as, stored[name], kinds[name], name) for name in names],
+        metadata={'format': 'pt'})  # transformers asks for it; it is the layout of numpy.
+  if len(shards) > 1:
+    weight_map = {name: of_shard(i) for i, names in enumerate(shards) for name in names}
+    index = {'metadata': {'total_size': sum(sizes.values())}, 'weight_map': weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + '\n')
+  fields['torch_dtype'] = str(next(iter(kinds.values())))
+  (folder / CONFIG).write_text(json.dumps(fields, indent=2, sort_keys=True) + '\n')
+
+
+def _transposed(leaf):
+  return leaf.read().T
+
+
 def read_config(path: pathlib.Path) -> dict[str, Any]:
   """The fields of config.json.
 
   Raises:
     CheckpointError: there is none, or it is no JSON object.
   """
-  return _read_json(pathlib.Path(path) / CONFIG)
+  return read_json(pathlib.Path(path) / CONFIG)
 
 
 def _tensors(path):
@@ -101,7 +150,7 @@ def _tensors(path):
         what='no weights', where=str(path), expected=f'{WEIGHTS} or {INDEX}',
         fix='PyTorch files are pickles, which run code when read: save them as safetensors with transformers.'
         if has_pickle else None)
-  files = _read_json(index).get('weight_map')
+  files = read_json(index).get('weight_map')
   if not isinstance(files, dict) or not files:
     raise errors.CheckpointError(what='weight_map', where=str(index), got=type(files).__name__, expected='an object')
   tensors, problems = {}, []
@@ -138,7 +187,12 @@ def inside(folder: pathlib.Path, name: str) -> pathlib.Path:
   return path
 
 
-def _read_json(path):
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+  """The JSON object in a file.
+
+  Raises:
+    CheckpointError: there is none.
+  """
   if not path.is_file():
     raise errors.CheckpointError(what='no such file', where=str(path))
   try:

@@ -290,3 +290,82 @@ def _rotary_of(fields, name, values, base):
         original_length=length)
   part.warn_of_unread()
   return rotary
+
+
+def to_json(config: gemma.DecoderConfig | t5.T5Config, special_tokens: Mapping[str, Any]) -> dict[str, Any]:
+  """The fields of a config.json from which `parse` makes `config` again, and transformers the same model.
+
+  Args:
+    special_tokens: `bos_token_id` and the like; the family's own are the default.
+
+  Raises:
+    CheckpointError: no Hugging Face family has this combination; all that is in the way is listed.
+  """
+  fields = _t5_json(config) if isinstance(config, t5.T5Config) else _decoder_json(config)
+  fields |= special_tokens
+  read_back = parse(fields, where='config.json', has_head=not config.tied_head)
+  differing = [
+      f'{name} {getattr(config, name)!r}' for name in vars(config)
+      if name not in _without_effect(config) and getattr(config, name) != getattr(read_back, name)]
+  if differing:
+    raise errors.CheckpointError(
+        what='configuration that no Hugging Face family has', got=', '.join(differing),
+        expected=f'as in {fields["model_type"]}, the nearest')
+  return fields
+
+
+def _without_effect(config):
+  """Names of fields that may differ without another logit."""
+  names = {'max_length'}
+  if isinstance(config, gemma.DecoderConfig):
+    if gemma.LOCAL not in config.layer_kinds:
+      names |= {'window', 'local_rotary'}
+    if config.query_scale == config.head_dim ** -0.5:
+      names.add('query_scale')
+  return names
+
+
+def _t5_json(config):
+  return dict(
+      model_type='t5', architectures=['T5ForConditionalGeneration'], is_encoder_decoder=True, vocab_size=config.vocab_size,
+      d_model=config.embed_dim, num_heads=config.num_heads, d_kv=config.head_dim, d_ff=config.mlp_dim,
+      num_layers=config.num_encoder_layers, num_decoder_layers=config.num_decoder_layers,
+      feed_forward_proj='relu' if config.mlp == 'relu' else 'gated-gelu', tie_word_embeddings=config.tied_head,
+      scale_decoder_outputs=config.scale_logits, relative_attention_num_buckets=config.num_buckets,
+      relative_attention_max_distance=config.max_distance, layer_norm_epsilon=config.norm_epsilon,
+      pad_token_id=0, eos_token_id=1, decoder_start_token_id=0)
+
+
+def _decoder_json(config):
+  fields = dict(
+      vocab_size=config.vocab_size, hidden_size=config.embed_dim, intermediate_size=config.hidden_dim,
+      num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
+      head_dim=config.head_dim, rms_norm_eps=config.norm_epsilon, tie_word_embeddings=config.tied_head,
+      attention_bias=False, rope_theta=config.global_rotary.base, rope_scaling=_scaling_json(config.global_rotary))
+  # transformers has no 'unknown': as long as a model of its kind is expected to reach.
+  fields['max_position_embeddings'] = 131_072 if config.max_length is None else config.max_length
+  if not config.norm_plus_one:
+    return fields | dict(
+        model_type='llama', architectures=['LlamaForCausalLM'], hidden_act='silu', mlp_bias=False, pretraining_tp=1)
+  fields |= dict(pad_token_id=0, eos_token_id=1, bos_token_id=2, hidden_activation='gelu_pytorch_tanh')
+  if not config.post_norms:
+    return fields | dict(
+        model_type='gemma', architectures=['GemmaForCausalLM'], hidden_act='gelu_pytorch_tanh')
+  names = {gemma.LOCAL: 'sliding_attention', gemma.GLOBAL: 'full_attention'}
+  scale = config.head_dim ** -0.5 if config.query_scale is None else config.query_scale
+  fields |= dict(
+      layer_types=[names[kind] for kind in config.layer_kinds], query_pre_attn_scalar=round(scale ** -2),
+      attn_logit_softcapping=config.attention_softcap, final_logit_softcapping=config.final_softcap,
+      sliding_window=config.window)
+  if not config.query_key_norm:
+    return fields | dict(model_type='gemma2', architectures=['Gemma2ForCausalLM'])
+  return fields | dict(
+      model_type='gemma3_text', architectures=['Gemma3ForCausalLM'], rope_local_base_freq=config.local_rotary.base)
+
+
+def _scaling_json(rotary):
+  if rotary.original_length is not None:
+    return dict(
+        rope_type='llama3', factor=rotary.factor, low_freq_factor=rotary.low_frequency_factor,
+        high_freq_factor=rotary.high_frequency_factor, original_max_position_embeddings=rotary.original_length)
+  return None if rotary.factor == 1 else dict(rope_type='linear', factor=rotary.factor)

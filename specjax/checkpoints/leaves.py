@@ -62,9 +62,8 @@ def load(
     placements = jax.tree.leaves(shardings, is_leaf=lambda leaf: isinstance(leaf, jax.sharding.Sharding))
   placed, broken = [], []
   for (name, wanted), placement in zip(expected.items(), placements, strict=True):
-    value, target = _read(leaves[name], name, where), jnp.dtype(dtype or wanted.dtype)
-    with np.errstate(over='ignore'):  # What is too large becomes infinity, and is named below.
-      value = value.astype(target, order='C', copy=False)
+    target = jnp.dtype(dtype or wanted.dtype)
+    value = _cast(_read(leaves[name], name, where), target)
     if not _is_finite(value):  # Read on: every such leaf belongs in the error.
       broken.append(f'{leaves[name].stored_as} holds NaN or infinity, or numbers too large for {target}')
     if not broken:
@@ -74,6 +73,27 @@ def load(
   if broken:
     raise errors.CheckpointError(what='weights', where=where, got=listed(broken), expected='finite numbers')
   return jax.tree.unflatten(structure, placed)
+
+
+def of(params: Any) -> dict[str, Leaf]:
+  """The leaves of parameters in memory, by our names."""
+  def leaf(name, value):
+    return Leaf(tuple(value.shape), np.dtype(value.dtype), lambda: np.asarray(value), name)
+  return {name: leaf(name, value) for name, value in native.flatten(params).items()}
+
+
+def read_as(leaf: Leaf, dtype: Any, where: str) -> np.ndarray:
+  """A leaf in `dtype`, contiguous.
+
+  Raises:
+    CheckpointError: it cannot be read, or is not finite in this dtype.
+  """
+  value = _cast(_read(leaf, leaf.stored_as, where), np.dtype(dtype))
+  if not _is_finite(value):
+    raise errors.CheckpointError(
+        what=f'tensor {leaf.stored_as}', where=where, got=f'NaN or infinity, or numbers too large for {value.dtype}',
+        expected='finite numbers')
+  return value
 
 
 def check(leaves: Mapping[str, Leaf], template: Any, *, where: str, extra: Mapping[str, str] | None = None) -> None:
@@ -106,6 +126,11 @@ def _read(leaf, name, where):
         what=f'tensor {leaf.stored_as}', where=where, got=f'{value.dtype}{list(value.shape)}',
         expected=f'{leaf.dtype}{list(leaf.shape)}')
   return value
+
+
+def _cast(value, dtype):
+  with np.errstate(over='ignore'):  # What is too large becomes infinity, which the callers look for.
+    return value.astype(dtype, order='C', copy=False)
 
 
 def _is_finite(value, chunk=1 << 22):

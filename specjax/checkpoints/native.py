@@ -45,6 +45,12 @@ def flatten(tree: Any, *, separator: str = '/') -> dict[str, Any]:
   return named
 
 
+def step_of(path: str | os.PathLike) -> int | None:
+  """The step that a directory of `TrainingCheckpoints` is named after, or None where it has another name."""
+  match = _STEP_NAME.fullmatch(pathlib.Path(path).name)
+  return int(match[1]) if match else None
+
+
 def sha256_file(path: str | os.PathLike) -> str:
   """SHA-256 of a file's bytes, in hexadecimal."""
   with open(path, 'rb') as file:
@@ -82,7 +88,7 @@ class TrainingCheckpoints:
     import orbax.checkpoint as ocp  # Two seconds of import that loading a model does not need.
 
     durable.remove_leftovers(self._directory)  # Of a process that was killed while saving.
-    final = self._path(step)
+    final = self.path(step)
     temporary = durable.temporary_path(final)
     leaves = {name: np.asarray(leaf) for name, leaf in flatten(tree, separator='.').items()}
     temporary.mkdir()
@@ -108,9 +114,10 @@ class TrainingCheckpoints:
     steps = self.steps()
     kept = [step for step in steps if step <= newest][-self._keep :]
     for step in sorted(set(steps) - set(kept)):
-      shutil.rmtree(self._path(step))
+      shutil.rmtree(self.path(step))
 
-  def _path(self, step):
+  def path(self, step: int) -> pathlib.Path:
+    """The directory of a step, whether it exists or not."""
     return self._directory / f'step_{step:08d}'
 
   def restore(self, step: int, template: Any) -> tuple[Any, dict[str, Any]]:
@@ -121,7 +128,7 @@ class TrainingCheckpoints:
     """
     import orbax.checkpoint as ocp
 
-    directory = self._path(step)
+    directory = self.path(step)
     body = _verified_manifest(directory, step)
     expected = flatten(template, separator='.')
     stored = {name: (dtype, tuple(shape)) for name, (dtype, shape) in body['leaves'].items()}
@@ -146,7 +153,7 @@ class TrainingCheckpoints:
     steps = self.steps()
     for step in reversed(steps):
       try:
-        _verified_manifest(self._path(step), step)
+        _verified_manifest(self.path(step), step)
       except errors.CheckpointError as error:
         logging.error('checkpoint of step %d is damaged, falling back to an older one: %s', step, error)
         continue
@@ -159,7 +166,7 @@ class TrainingCheckpoints:
 
   def metadata(self, step: int) -> dict[str, Any]:
     """What was saved beside the tree of `step`, after its files have been verified."""
-    return _verified_manifest(self._path(step), step)['metadata']
+    return _verified_manifest(self.path(step), step)['metadata']
 
   def restore_newest(self, template: Any) -> tuple[int, Any, dict[str, Any]] | None:
     """(step, tree, metadata) of the `newest` step, or None when there is no checkpoint at all."""
@@ -167,8 +174,10 @@ class TrainingCheckpoints:
     return None if step is None else (step, *self.restore(step, template))
 
 
-def save_safetensors(path: str | os.PathLike, params: Any, description: dict[str, Any]) -> None:
-  """Writes a model as bfloat16 safetensors with '/'-joined names, and `description` as JSON beside it.
+def save_safetensors(
+    path: str | os.PathLike, params: Any, description: dict[str, Any], *, dtype: Any = ml_dtypes.bfloat16
+) -> None:
+  """Writes a model as safetensors of `dtype` with '/'-joined names, and `description` as JSON beside it.
 
   The JSON (same name, suffix .json) also receives the SHA-256 of the tensor file and the number of parameters. Both
   files are replaced atomically, the JSON last.
@@ -177,9 +186,10 @@ def save_safetensors(path: str | os.PathLike, params: Any, description: dict[str
   path.parent.mkdir(parents=True, exist_ok=True)
   leaves = {name: np.asarray(leaf) for name, leaf in flatten(params).items()}
   for name, leaf in leaves.items():
-    if not _is_finite(leaf):
-      raise errors.CheckpointError(what=f'leaf {name}', got='NaN or infinity', expected='finite weights')
-  tensors = {name: np.ascontiguousarray(leaf.astype(ml_dtypes.bfloat16)) for name, leaf in leaves.items()}
+    if not _is_finite(leaf.astype(dtype)):
+      raise errors.CheckpointError(
+          what=f'leaf {name}', got='NaN or infinity', expected=f'finite weights of {np.dtype(dtype)}')
+  tensors = {name: np.ascontiguousarray(leaf.astype(dtype)) for name, leaf in leaves.items()}
   durable.replace(path, safetensors.numpy.save(tensors))
   total = sum(leaf.size for leaf in leaves.values())
   description = dict(description, sha256=sha256_file(path), num_parameters=total)

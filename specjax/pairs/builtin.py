@@ -6,15 +6,14 @@
 import contextlib
 import dataclasses
 import importlib.resources
-import math
 import os
 import pathlib
-import typing
 from typing import Any, Literal, Mapping
 
 import jax
 import jax.numpy as jnp
 
+from specjax.checkpoints import descriptions
 from specjax.checkpoints import native
 from specjax.core import errors
 from specjax.core import protocols
@@ -66,15 +65,10 @@ MODELS = {
 }
 PAIRS = ('gemma', 't5')
 
-# What a file may name. A configuration never selects code: it selects a row of this table.
-_FAMILIES = {'gemma': (gemma.DecoderConfig, gemma.DecoderLM), 't5': (t5.T5Config, t5.T5LM)}
-_LARGEST, _LARGEST_COUNT = 1 << 24, 1024  # Beyond this a number is an attack on memory or patience, not a network.
-
 
 def make_model(spec: ModelSpec, *, dtype: Any = jnp.float32) -> protocols.LanguageModel:
   """The model of a specification, with activations and parameters in `dtype`."""
-  _, model_type = _FAMILIES[spec.family]
-  return model_type(spec.config, dtype=dtype, param_dtype=dtype)
+  return descriptions.make_model(spec.config, dtype=dtype)
 
 
 def describe(spec: ModelSpec) -> dict[str, Any]:
@@ -82,8 +76,7 @@ def describe(spec: ModelSpec) -> dict[str, Any]:
   model = make_model(spec)
   shapes = native.flatten(jax.eval_shape(model.init, jax.random.key(0)))
   return {
-      'family': spec.family, 'config': _jsonable(dataclasses.asdict(spec.config)),
-      'tokenizer_sha256': vocabulary.load_builtin_tokenizer().sha256,
+      **descriptions.describe(spec.config), 'tokenizer_sha256': vocabulary.load_builtin_tokenizer().sha256,
       'num_parameters': sum(leaf.size for leaf in shapes.values()),
   }
 
@@ -94,14 +87,8 @@ def spec_from_description(description: Mapping[str, Any], *, where: str) -> Mode
   Raises:
     CheckpointError: unknown family or field; `where` says in which file.
   """
-  family = description.get('family')
-  if not isinstance(family, str) or family not in _FAMILIES:
-    raise errors.CheckpointError(what='family', where=where, got=family, expected=f'one of {sorted(_FAMILIES)}')
-  config_type, _ = _FAMILIES[family]
-  try:
-    return ModelSpec(family, _from_json(config_type, description.get('config'), 'config', where))
-  except (TypeError, errors.ParamError, errors.ConfigError) as error:
-    raise errors.CheckpointError(what='config', where=where, got=str(error)) from error
+  config = descriptions.parse(description, where=where)
+  return ModelSpec(description['family'], config)
 
 
 def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLike | None = None) -> pair_lib.Pair:
@@ -153,51 +140,5 @@ def load_model(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[pr
         fix='retrain the pair (scripts/train_pairs.sh) or restore the tokenizer it was trained with',
     )
   model = make_model(spec_from_description(description, where=str(path)), dtype=dtype)
-  try:
-    template = jax.eval_shape(model.init, jax.random.key(0))
-  except Exception as error:  # Numbers of the right types that fit no network together: flax and JAX raise many types.
-    raise errors.CheckpointError(what='config', where=str(path), got=str(error)) from error
+  template = descriptions.template(model, where=str(path))
   return model, native.load_safetensors(path, template, dtype=dtype)
-
-
-def _from_json(kind, values, what, where):
-  """The dataclass `kind` from a JSON object; what does not fit its annotations is refused."""
-  if not isinstance(values, dict):
-    raise errors.CheckpointError(what=what, where=where, got=values, expected='an object')
-  hints = typing.get_type_hints(kind)
-  converted = {}
-  for name, value in values.items():
-    if name not in hints:
-      raise errors.CheckpointError(what=f'{what} field {name!r}', where=where, expected=f'one of {sorted(hints)}')
-    if dataclasses.is_dataclass(hints[name]):
-      converted[name] = _from_json(hints[name], value, f'{what}.{name}', where)
-    elif _fits(value, hints[name]) and not (name.startswith('num_') and value > _LARGEST_COUNT):
-      converted[name] = tuple(value) if isinstance(value, list) else value
-    else:
-      raise errors.CheckpointError(
-          what=f'{what} field {name!r}', where=where, got=value, expected=getattr(hints[name], '__name__', hints[name]))
-  return kind(**converted)
-
-
-def _fits(value, kind):
-  """Whether a JSON value is of an annotated type, and of a size that a network could have."""
-  arguments = typing.get_args(kind)
-  if kind is int:
-    return type(value) is int and 0 < value <= _LARGEST
-  if kind is float:
-    return type(value) in (int, float) and math.isfinite(value)
-  if typing.get_origin(kind) is Literal:
-    return isinstance(value, str) and value in arguments
-  if typing.get_origin(kind) is tuple:
-    return isinstance(value, list) and len(value) <= _LARGEST_COUNT and all(_fits(item, arguments[0]) for item in value)
-  if arguments:  # A union.
-    return any(_fits(value, alternative) for alternative in arguments)
-  return isinstance(value, kind)
-
-
-def _jsonable(value):
-  if isinstance(value, dict):
-    return {name: _jsonable(item) for name, item in value.items()}
-  if isinstance(value, (list, tuple)):
-    return [_jsonable(item) for item in value]
-  return value
