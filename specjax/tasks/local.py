@@ -1,4 +1,8 @@
-"""Examples from a JSONL file of the user: one object per line with `id`, `inputs` and, where known, `targets`."""
+"""Examples from a JSONL file of the user: one object per line with `id`, `inputs` and, where known, `targets`.
+
+`read_jsonl` refuses a file for one bad line. `line_text` and `json_object` are what it makes of a line, for readers that
+leave bad lines out.
+"""
 
 import json
 import pathlib
@@ -51,22 +55,15 @@ def read_jsonl(path: str | pathlib.Path, *, max_line_bytes: int = MAX_LINE_BYTES
 
 
 def _lines(file, path, max_line_bytes: int):
-  """The lines without their breaks; a huge one is noticed after `max_line_bytes`, not read into memory."""
+  """The texts of the lines; a huge one is noticed after `max_line_bytes`, not read into memory."""
   number = 0
   while line := file.readline(max_line_bytes + 2):
     number += 1
-    line = line.removesuffix(b'\n').removesuffix(b'\r')
-    if len(line) > max_line_bytes:
-      raise _bad('line length', f'{path}:{number}', f'more than {max_line_bytes} bytes',
-                 f'at most {max_line_bytes} bytes', 'split the line, or raise max_line_bytes')
-    if number == 1 and line.startswith(_BYTE_ORDER_MARKS):
-      raise _bad('byte-order mark', f'{path}:1', line[:3], 'UTF-8 without one',
-                 'save the file without a byte-order mark')
-    yield line
+    yield line_text(line, f'{path}:{number}', number=number, max_line_bytes=max_line_bytes)
 
 
-def _example(line: bytes, where: str) -> Example:
-  fields = _parsed(line, where)
+def _example(text: str, where: str) -> Example:
+  fields = json_object(text, where)
   unknown = sorted(set(fields) - set(_FIELDS))
   if unknown:
     raise _bad('field', where, unknown[0], f'only {", ".join(_FIELDS)}', 'rename or drop the field')
@@ -76,7 +73,7 @@ def _example(line: bytes, where: str) -> Example:
     value = fields.get(name, '')
     if not isinstance(value, str):
       raise _bad(name, where, type(value).__name__, 'a string', f'write {name!r} in quotes')
-    _check_characters(name, value, where)
+    check_characters(name, value, where)
   for name in ('id', 'inputs'):
     if not fields[name].strip():
       raise _bad(f'empty {name}', where, fields[name], 'some text', f'give the line {name!r}')
@@ -84,13 +81,39 @@ def _example(line: bytes, where: str) -> Example:
                  check={'labelled': 'targets' in fields})
 
 
-def _parsed(line: bytes, where: str) -> dict:
+def line_text(line: bytes, where: str, *, number: int, max_line_bytes: int = MAX_LINE_BYTES) -> str:
+  """The text of a line without its break.
+
+  Args:
+    line: with or without the break.
+    where: file:line.
+    number: of the line; the first must not begin with a byte-order mark.
+    max_line_bytes: longest line, break not counted.
+
+  Raises:
+    DataError: too long, not UTF-8, or with control characters.
+  """
+  line = line.removesuffix(b'\n').removesuffix(b'\r')
+  if len(line) > max_line_bytes:
+    raise _bad('line length', where, f'more than {max_line_bytes} bytes', f'at most {max_line_bytes} bytes',
+               'split the line, or raise max_line_bytes')
+  if number == 1 and line.startswith(_BYTE_ORDER_MARKS):
+    raise _bad('byte-order mark', where, line[:3], 'UTF-8 without one', 'save the file without a byte-order mark')
   try:
     text = line.decode('utf-8')
   except UnicodeDecodeError as error:
     raise _bad('invalid UTF-8', where, line[error.start:error.start + 4], 'UTF-8',
                'convert the file to UTF-8') from None
-  _check_characters('line', text, where)
+  check_characters('line', text, where)
+  return text
+
+
+def json_object(text: str, where: str) -> dict:
+  """The JSON object that a line holds.
+
+  Raises:
+    DataError: the line is no JSON object, or a key is written twice.
+  """
   try:
     fields = json.loads(text, object_pairs_hook=_without_repeats)
   except (ValueError, RecursionError) as error:
@@ -108,7 +131,8 @@ def _without_repeats(pairs: list) -> dict:
   return fields
 
 
-def _check_characters(name: str, text: str, where: str) -> None:
+def check_characters(name: str, text: str, where: str) -> None:
+  """Raises `DataError` for control characters other than tab and line breaks, and for halves of characters."""
   found = _FORBIDDEN.search(text)
   if found and found.group() < '\ud800':
     raise _bad('control character', where, f'U+{ord(found.group()):04X} in {name}', 'text, tab or line break',
