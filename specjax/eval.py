@@ -4,15 +4,17 @@
   python -m specjax.eval bench --output_path=DIR [flags]     speed alone: batch sizes x draft lengths, forced length
   python -m specjax.eval calibrate --method=M --pair=P --deferral_rate=R|--quality_floor=F --output_path=DIR [flags]
                                                              the threshold for a share to defer, or of quality to keep
+  python -m specjax.eval certify --method=M --pair=P --output_path=DIR [flags]
+                                                             whether a method follows its law: enumerated, and sampled
   python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
   python -m specjax.eval list [methods|tasks|pairs]          what can be named
 
-Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (`calibrate`: of `calibrate.calibrate`; --help lists
-them), --gin_file=FILE and --gin.NAME=value; what is not given comes from gin/eval.gin (bench.gin, calibrate.gin). `plot` and
-`list` take no flags, `calibrate` comes before its flags.
+Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (`calibrate`, `certify`: of the function of that name;
+--help lists them), --gin_file=FILE and --gin.NAME=value; what is not given comes from gin/eval.gin (bench.gin,
+calibrate.gin, certify.gin). `plot` and `list` take no flags, `calibrate` and `certify` come before theirs.
 
-Exit codes: 0 done; 2 something to mend, in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped after the batch in flight: the
-same command with --resume goes on.
+Exit codes: 0 done; 1 a certificate that fails; 2 something to mend, in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped
+after the batch in flight: the same command with --resume goes on.
 """
 
 import logging
@@ -23,6 +25,7 @@ from specjax import config
 from specjax.core import compilation_cache
 from specjax.core.errors import ConfigError
 from specjax.evaluation import calibrate
+from specjax.evaluation import certify
 from specjax.evaluation import evaluate
 from specjax.evaluation import interrupts
 from specjax.evaluation import listing
@@ -31,9 +34,9 @@ from specjax.evaluation import runner
 
 LOG = logging.getLogger('specjax.eval')
 
-VERBS = ('run', 'bench', 'calibrate', 'plot', 'list')
-DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin', 'calibrate': 'calibrate.gin'}
-
+VERBS = ('run', 'bench', 'calibrate', 'certify', 'plot', 'list')
+DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin', 'calibrate': 'calibrate.gin', 'certify': 'certify.gin'}
+SINGLE = {'calibrate': calibrate, 'certify': certify}  # they have flags of their own, so they come first
 # What users of other tools type.
 ALIASES = {
     'pair': 'pairs', 'task': 'tasks', 'method': 'methods', 'temperature': 'temperatures', 'seed': 'seeds',
@@ -43,7 +46,7 @@ ALIASES = {
     'block_size': 'num_draft_tokens', 'output_dir': 'output_path',
 }
 
-CALIBRATION_ALIASES = {
+SINGLE_ALIASES = {
     'pairs': 'pair', 'tasks': 'task', 'methods': 'method', 'num_speculative_tokens': 'num_draft_tokens',
     'output_dir': 'output_path'}
 
@@ -56,8 +59,8 @@ def main(argv):
   logging.basicConfig(level=logging.INFO, format='%(message)s', stream=sys.stderr)
   for name in ('jax', 'absl', 'matplotlib'):
     logging.getLogger(name).setLevel(logging.WARNING)
-  is_calibration = bool(argv) and argv[0] == 'calibrate'  # It takes flags of its own, so it comes first.
-  entry, aliases = (calibrate.calibrate, CALIBRATION_ALIASES) if is_calibration else (evaluate.evaluate, ALIASES)
+  first = argv[0] if argv and argv[0] in SINGLE else None
+  entry, aliases = (getattr(SINGLE[first], first), SINGLE_ALIASES) if first else (evaluate.evaluate, ALIASES)
   given = config.parse(argv, entry, aliases=aliases, max_operands=2)
   verb, *objects = given.operands or ('run',)
   if given.help:
@@ -65,10 +68,10 @@ def main(argv):
     lines = config.usage(entry, aliases=aliases).replace('collections.abc.', '').splitlines()
     print(__doc__, *(line for line in lines if not line.startswith(hidden)), sep='\n')
     return 0
-  if verb not in VERBS or (objects and verb in DEFAULTS) or (verb == 'calibrate') != is_calibration:
+  if verb not in VERBS or (objects and verb in DEFAULTS) or verb in SINGLE and not first:
     raise ConfigError(
         what='verb', where='command line', got=' '.join(given.operands), expected=f'one of {", ".join(VERBS)}',
-        fix='Write it in front of its flags.' if verb == 'calibrate' else None)
+        fix='Write it in front of its flags.' if verb in SINGLE else None)
   if verb not in DEFAULTS:
     _refuse_flags(verb, given)
   if verb == 'list':
@@ -80,7 +83,7 @@ def main(argv):
       raise ConfigError(what='no directory', where='command line', fix='Write: python -m specjax.eval plot DIR')
     show(directory)
     return 0
-  return find_threshold(given) if is_calibration else sweep(verb, given)
+  return single(verb, given) if first else sweep(verb, given)
 
 
 def _refuse_flags(verb, given):
@@ -117,20 +120,22 @@ def sweep(verb, given):
   return 0
 
 
-def find_threshold(given):
-  """Runs `calibrate`; what was found is the last thing on stdout."""
+def single(verb, given):
+  """Runs `calibrate` or `certify`; what was found is the last thing on stdout."""
   sources = given.sources()
   if not sources['files']:
-    sources['files'] = (DEFAULTS['calibrate'],)
-  resolved = config.resolve(entry=calibrate.calibrate, provided=('load_runner',), **sources)
+    sources['files'] = (DEFAULTS[verb],)
+  more = {'load_runner': runner.load_runner} if verb == 'calibrate' else {}
+  resolved = config.resolve(entry=getattr(SINGLE[verb], verb), provided=tuple(more), **sources)
   LOG.info('%s', resolved.operative())
   compilation_cache.keep()
   try:
-    print(calibrate.text(resolved.call(load_runner=runner.load_runner)))
+    result = resolved.call(**more)
   except interrupts.Stopped as stopped:
     print(f'{stopped}; nothing was written', file=sys.stderr)
     return stopped.exit_code
-  return 0
+  print(SINGLE[verb].text(result))
+  return 0 if result.get('holds', True) else 1
 
 
 def show(directory):

@@ -1,5 +1,6 @@
 """The binary: verbs, flags, defaults and exit codes."""
 
+import json
 import pathlib
 import sys
 
@@ -9,11 +10,14 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent / 'evaluation'))
 
 import fake_runner
 from specjax import config
+from specjax import rules
 from specjax import eval as eval_binary
 from specjax.evaluation import grid
 from specjax.evaluation import methods
 from specjax.evaluation import row_log
 from specjax.evaluation import runner
+from specjax.testing import oracles
+from specjax.testing import part_oracles
 
 
 @pytest.fixture
@@ -78,6 +82,19 @@ def test_calibrate_prints_range_threshold_and_check(fake_pairs, tmp_path, capsys
   assert _main(*arguments, '--overwrite') == 0
 
 
+def test_certify_writes_a_certificate_and_its_exit_code(tmp_path, capsys, monkeypatch):
+  arguments = ('certify', '--method=cascade_chow', '--threshold=0.4', '--num_samples=128', '--num_prompts=1', '--num_tokens=2')
+  assert _main(*arguments, f'--output_path={tmp_path}') == 0
+  told = capsys.readouterr().out
+  assert 'cascade_chow threshold=0.4 on gemma: holds' in told and 'would be seen' not in told, told
+  written = json.loads((tmp_path / 'certificate.json').read_text())
+  assert written['holds'] and written['enumeration']['configurations'] == 8 and written['samples']['num_samples'] == 128
+  assert _main(*arguments, f'--output_path={tmp_path}') == 2
+  monkeypatch.setitem(part_oracles._RULES, rules.Chow, lambda rule: oracles.lossless_goal)
+  assert _main(*arguments, f'--output_path={tmp_path}', '--overwrite') == 1
+  assert 'FAILS' in capsys.readouterr().out
+
+
 def test_calibrate_outside_the_range_is_code_2_and_names_the_nearest(fake_pairs, tmp_path, capsys):
   code = _main('calibrate', '--method=truncated_target', '--deferral_rate=0.3', '--calibration_samples=4',
                '--held_back_samples=4', '--max_new_tokens=12', f'--output_path={tmp_path}')
@@ -101,11 +118,13 @@ def test_list_names_everything(capsys):
 
 
 @pytest.mark.parametrize('argv, text', [
-    (('--thresolds=0.1',), 'did you mean --thresholds?'), (('evaluate',), 'one of run, bench, calibrate, plot, list'),
+    (('--thresolds=0.1',), 'did you mean --thresholds?'), (('evaluate',), 'one of run, bench, calibrate, certify, plot, list'),
     (('list', 'chips'), 'one of methods, tasks, pairs'), (('plot',), 'plot DIR'), (('run', '--repeats=x'), '--repeats'),
     ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results'),
     (('calibrate', '--output_path=x'), 'method'), (('calibrate', '--method=lossy', '--output_path=x'), 'exactly one'),
-    (('--methods=lossy', 'calibrate'), 'in front of its flags'),
+    (('--methods=lossy', 'calibrate'), 'in front of its flags'), (('certify', '--output_path=x'), 'method'),
+    (('certify', '--method=autoregressive_drafter', '--output_path=x'), 'a method of a pair'),
+    (('certify', '--method=bild', '--output_path=x'), 'greedy only'),
     (('calibrate', '--method=bild', '--deferral_rate=0.3', '--output_path=x'), 'bild has 2 knobs'),
     (('bench', '--methods=autoregressive,lossy', '--output_path=x'), 'lossy with a forced length'),
     (('plot', 'DIR', '--temperatures=1'), '--temperatures'), (('plot', 'DIR', '--output_path=x'), '--output_path'),
