@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from specjax.evaluation import corpus_scores
 from specjax.evaluation import grid
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import rows as rows_lib
@@ -47,6 +48,7 @@ class Series:
       token verification.
     categories: name -> {'prompts', 'mean_acceptance_length', 'acceptance_rate', 'quality'}.
     score_name: what quality measures.
+    scores: corpus scores and further means, name with signature -> `Interval`; see `corpus_scores`.
     finish_reasons: name -> rows.
   """
 
@@ -93,6 +95,7 @@ class Series:
   rejection_gap: statistics.Interval
   categories: Mapping[str, Any]
   score_name: str | None
+  scores: Mapping[str, statistics.Interval]
   finish_reasons: Mapping[str, int]
 
   @property
@@ -143,6 +146,7 @@ class Series:
     for name, value in fields.items():
       if isinstance(value, statistics.Interval):
         fields[name] = value._asdict()
+    fields['scores'] = {name: interval._asdict() for name, interval in self.scores.items()}
     fields |= efficiency.summary(fields.pop('counts'))
     return rows_lib.finite(fields)
 
@@ -192,7 +196,7 @@ def all_series(rows: Sequence[dict], run: Mapping):
 
 
 def _of_choice(rows, name):
-  return np.array([row['choices'][0][name][0] for row in rows], np.float64)
+  return np.array([sum(row['choices'][0][name]) for row in rows], np.float64)  # over turns
 
 
 def clock_groups(rows):
@@ -224,7 +228,8 @@ def _limit(rows, run, decode_seconds):
     return None
   measured = run['machine']
   machine = timing.Machine(tuple(map(tuple, measured['bandwidths'])), measured['flops'])
-  context = np.mean([row['prompt_tokens'][0] + row['choices'][0]['new_tokens'][0] / 2 for row in rows])
+  context = np.mean([prompt + new / 2 for row in rows
+                     for prompt, new in zip(row['prompt_tokens'], row['choices'][0]['new_tokens'], strict=True)])
   seconds = lambda role, width: timing.pass_limit(_step_cost(costs[role], first['batch'], context), machine, width=width)
   passes = {}
   for row in rows:
@@ -389,7 +394,7 @@ def _series(rows, baseline, run):
   times = _times(rows)
   reasons = {}
   for row in once:
-    reason = row['choices'][0]['finish_reason'][0]
+    reason = row['choices'][0]['finish_reason'][-1]
     reasons[reason] = reasons.get(reason, 0) + 1
   return Series(
       **{name: first[name] for name in _SETTING + _METHOD}, **times, title=method.title,
@@ -401,4 +406,5 @@ def _series(rows, baseline, run):
       equal_to_baseline=None if first['method'] == methods_lib.BASELINE else _equal_to_baseline(rows, baseline),
       diff_causes=_diff_causes(rows), deferral_rate=_deferral_rate(once), rejection_gap=_rejection_gap(once),
       **{name: _recorded(once, name) for name in ('overlap', 'tv_to_target', 'kl_to_target', 'tv_goal_drafter')},
-      categories=_categories(rows), score_name=first['score_name'], finish_reasons=reasons)
+      categories=_categories(rows), score_name=first['score_name'],
+      scores=corpus_scores.of_rows(once, seed=BOOTSTRAP_SEED), finish_reasons=reasons)

@@ -76,7 +76,9 @@ def calibrate(
     *, what: str, method: str, pair: str, task: str, deferral_rate: float | None, quality_floor: float | None,
     calibration_samples: int, held_back_samples: int, num_draft_tokens: int, temperature: float, top_p: float, top_k: int,
     min_p: float, seed: int, batch_size: int, max_new_tokens: int, dtype: str, bonus: str, split: str, data_seed: int,
-    output_path: str, overwrite: bool = False, load_runner=runner_lib.load_runner,
+    output_path: str, data_dir: str | None = None, num_fewshot: int = 0, input_key: str = 'inputs',
+    target_key: str = 'targets', allow_code_execution: bool = False, overwrite: bool = False,
+    load_runner=runner_lib.load_runner,
 ):
   """The calibration as a JSON object, which is also written to `output_path`/calibration.json.
 
@@ -87,8 +89,8 @@ def calibrate(
     deferral_rate: the share to defer, in [0, 1]; exactly one of this and `quality_floor`.
     quality_floor: the share of the target's quality to keep, > 0; the least deferral that keeps it is searched.
     calibration_samples, held_back_samples: prompts to search on, and other prompts of the same split to check on.
-    num_draft_tokens, temperature, top_p, top_k, min_p, seed, batch_size, max_new_tokens, dtype, bonus, split, data_seed: as
-      in `evaluate.evaluate`.
+    num_draft_tokens, temperature, top_p, top_k, min_p, seed, batch_size, max_new_tokens, dtype, bonus, split, data_seed,
+      data_dir, num_fewshot, input_key, target_key, allow_code_execution: as in `evaluate.evaluate`.
     output_path: directory.
     overwrite: replace a calibration that is there.
     load_runner: as in `evaluate.evaluate`.
@@ -96,7 +98,8 @@ def calibrate(
   Raises:
     ConfigError, ParamError: before anything compiles; `ParamError` also for a goal outside the attainable range.
   """
-  config = {name: value for name, value in locals().items() if name not in ('output_path', 'overwrite', 'load_runner')}
+  config = {name: value for name, value in locals().items()
+            if name not in ('output_path', 'data_dir', 'overwrite', 'load_runner')}
   chosen = _checked(config)
   path = pathlib.Path(output_path) / CALIBRATION
   if path.exists() and not overwrite:
@@ -104,11 +107,12 @@ def calibrate(
   sampling = grid.samplings(temperatures=[temperature], top_p=[top_p], top_k=top_k, min_p=min_p)[0]
   if chosen.greedy_only and sampling.temperature > 0:
     raise ConfigError(what=f'{method} at temperature {temperature:g}', where='temperature', expected='0: it is greedy only')
-  loaded = task_sources.load(task, split=split, count=calibration_samples + held_back_samples, seed=data_seed)
+  data = task_sources.DataSettings(data_dir, num_fewshot, input_key, target_key, allow_code_execution)
+  loaded = task_sources.load(task, split=split, count=calibration_samples + held_back_samples, seed=data_seed, data=data)
   if len(loaded.examples) < calibration_samples + held_back_samples:
     raise ConfigError(what='too few prompts', where=f'task {task}', got=len(loaded.examples),
                       expected=calibration_samples + held_back_samples)
-  if quality_floor is not None and loaded.score is None:
+  if quality_floor is not None and loaded.judge is None:
     raise ConfigError(what='quality_floor without a score', where=f'task {task}', fix='Use a task with reference answers.')
   runner = load_runner(pair, dtype=dtype, bonus=bonus, force_length=False, detail='summary')
   point = lambda name, knob: grid.Point(
@@ -179,10 +183,10 @@ class _Decoder:
       generation = self._runner.generate(point, batch, self._shape)
       for row, question in enumerate(batch):
         text = self._runner.text(rows_lib.generated_tokens(generation.collected, row))
-        score = float(self._task.score(question.example, text)) if self._task.score else None
+        answer = rows_lib.Answer(question, generation, row, len(batch), text)
         found.append(rows_lib.build(
-            run_id='calibration', point=point, question=question, repeat=0, batch_index=start // point.batch,
-            num_rows=len(batch), row=row, generation=generation, text=text, score=score,
+            run_id='calibration', point=point, answers=[answer], repeat=0, batch_index=start // point.batch,
+            scores=self._task.judge(question.example, text) if self._task.judge else None,
             score_name=self._task.score_name, model_id=self._runner.model_id))
     if name in self._compiled and len(self._runner.compile_log()) > before:
       raise SpecjaxError(what='another value of the knob compiled', where=point.label, expected='one executable')

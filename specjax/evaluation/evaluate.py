@@ -19,7 +19,7 @@ from specjax.evaluation import task_sources
 DTYPES = ('float32', 'bfloat16')
 
 # Arguments of `evaluate` that do not change what the rows say.
-_NOT_CONFIGURATION = ('output_path', 'resume', 'overwrite', 'profile', 'operative_config', 'compilation_cache',
+_NOT_CONFIGURATION = ('output_path', 'data_dir', 'resume', 'overwrite', 'profile', 'operative_config', 'compilation_cache',
                       'load_runner')
 
 
@@ -28,7 +28,9 @@ def evaluate(
     thresholds: Mapping[str, Sequence[float | Sequence[float]]] | Sequence[float], num_draft_tokens: Sequence[int],
     temperatures: Sequence[float], top_p: Sequence[float], top_k: int, min_p: float, seeds: Sequence[int],
     batch_sizes: Sequence[int], max_new_tokens: int, max_samples: int, repeats: int, warmups: int, dtype: str, bonus: str,
-    detail: str, split: str, data_seed: int, force_length: bool, output_path: str, resume: bool = False,
+    detail: str, split: str, data_seed: int, force_length: bool, output_path: str, data_dir: str | None = None,
+    num_fewshot: int | Mapping[str, int] = 0, input_key: str = 'inputs', target_key: str = 'targets',
+    allow_code_execution: bool = False, resume: bool = False,
     overwrite: bool = False, profile: bool = False, operative_config: str | None = None,
     compilation_cache: Mapping | None = None, load_runner=runner_lib.load_runner,
 ):
@@ -54,6 +56,10 @@ def evaluate(
     bonus: 'rule' or 'target', the law of the token after full acceptance.
     detail: 'summary' records deferral, overlap and divergences (inside the timed loop), 'none' nothing.
     split, data_seed: which examples.
+    data_dir: folder with the files of data sets, and with what TFDS has prepared; generated tasks need none.
+    num_fewshot: worked examples in front of every question of a data set, one number or by task name.
+    input_key, target_key: fields of `jsonl:` and `tsv:` files.
+    allow_code_execution: run the programs that a model writes, in a process without network, files and further processes.
     force_length: ignore EOS, for speed alone; nothing is scored, so methods that change the law are refused.
     output_path: directory of the run.
     resume, overwrite: what to do with results that are there.
@@ -77,14 +83,16 @@ def evaluate(
       pairs=pairs, tasks=tasks, methods=methods, thresholds=thresholds, num_draft_tokens=num_draft_tokens,
       samplings=samplings, seeds=seeds, batch_sizes=batch_sizes, greedy_methods=greedy_methods)
   output.check_free(output_path, resume=resume, overwrite=overwrite)
-  loaded = {name: task_sources.load(name, split=split, count=max_samples, seed=data_seed)
+  data = task_sources.DataSettings(data_dir, num_fewshot, input_key, target_key, allow_code_execution)
+  loaded = {name: task_sources.load(name, split=split, count=max_samples, seed=data_seed, data=data)
             for name in dict.fromkeys(tasks)}
   name = output.run_id(config, {task.name: task.sha256 for task in loaded.values()})
   with contextlib.ExitStack() as stack:
     signals = stack.enter_context(interrupts.Interrupts())
     out = stack.enter_context(output.Output(output_path, name=name, config=config, overwrite=overwrite))
-    out.run['prompt_sets'] = {task.name: {'sha256': task.sha256, 'prompts': len(task.examples)}
-                              for task in loaded.values()}
+    out.run['prompt_sets'] = {
+        task.name: {'sha256': task.sha256, 'prompts': len(task.examples), 'source': task.source, 'left_out': task.num_left_out}
+        for task in loaded.values()}
     out.write_questions(loaded.values())
     out.begin_session(provenance.session(
         operative_config=operative_config, compilation_cache=dict(compilation_cache or {}) or None))
@@ -118,5 +126,7 @@ def _checked(given):
       raise ConfigError(
           what=f'{lossy[0]} with a forced length', where='evaluate.force_length', expected='methods that keep the law',
           fix='Nothing is scored then, and the speed of a lossy method alone says nothing: run it without force_length.')
-  jsonable = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items()}
+  # What is at its default changes nothing; left out, runs that were begun before it existed can be resumed.
+  idle = {name for name, value in task_sources.DataSettings._field_defaults.items() if given.get(name) == value}
+  jsonable = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items() if name not in idle}
   return rows_lib.finite(jsonable)

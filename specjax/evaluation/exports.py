@@ -87,9 +87,9 @@ def write_performance(directory, every, rows):
   data = []
   for series in every:
     found, is_timed = grouped[aggregate.key_of(series)], series.output_tok_s is not None
-    latency = _median(found, lambda row, choice: choice['wall_time'][0] * _rows_of(row))
-    itl = _median(found, lambda row, choice: 1000 * choice['decode_time'][0] * _rows_of(row) / max(
-        1, choice['new_tokens'][0]))
+    latency = _median(found, lambda row, choice: sum(choice['wall_time']) * _rows_of(row))
+    itl = _median(found, lambda row, choice: 1000 * sum(choice['decode_time']) * _rows_of(row) / max(
+        1, sum(choice['new_tokens'])))
     data.append(_setting(series) | {
         'strategy': 'concurrent', 'target_rate': series.batch,
         'rps_median': len(found) / series.seconds if series.seconds and is_timed else None,

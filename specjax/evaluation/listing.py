@@ -8,6 +8,11 @@ from specjax.pairs import builtin
 
 KINDS = ('methods', 'tasks', 'pairs')
 
+_TASK_NOTES = '''
+Data sets are read from --data_dir: NAME/SPLIT.jsonl with TFDS' fields, the files as published, or what TFDS has prepared there.
+* only with --allow_code_execution; pass@k needs several --seeds.
+'''
+
 
 def text(kind=None):
   """A Markdown table of one kind of name, or of all.
@@ -18,7 +23,8 @@ def text(kind=None):
   if kind is not None and kind not in KINDS:
     raise ConfigError(what='list', where='command line', got=kind, expected=f'one of {", ".join(KINDS)}')
   makers = {'methods': _methods, 'tasks': _tasks, 'pairs': _pairs}
-  return '\n'.join(table.markdown_table(makers[name]()) for name in (KINDS if kind is None else (kind,)))
+  shown = '\n'.join(table.markdown_table(makers[name]()) for name in (KINDS if kind is None else (kind,)))
+  return shown + ('' if kind not in (None, 'tasks') else _TASK_NOTES)
 
 
 def _methods():
@@ -31,7 +37,7 @@ def _methods():
 
 
 def _tasks():
-  return [('task', 'what it is'), *task_sources.descriptions().items()]
+  return task_sources.table()
 
 
 def _pairs():

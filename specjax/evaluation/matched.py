@@ -130,8 +130,8 @@ def _ratio(weights, top, bottom):
 def _time_totals(rows):
   groups = aggregate.clock_groups(rows)
   choices = [row['choices'][0] for row in rows]
-  return (statistics.group_totals([c['new_tokens'][0] for c in choices], groups),
-          statistics.group_totals([c['wall_time'][0] for c in choices], groups))
+  return (statistics.group_totals([sum(c['new_tokens']) for c in choices], groups),
+          statistics.group_totals([sum(c['wall_time']) for c in choices], groups))
 
 
 def _score_totals(rows):

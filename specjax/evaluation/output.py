@@ -118,7 +118,8 @@ class Output:
   def write_questions(self, tasks):
     """Writes questions.jsonl, in Spec-Bench's format: what was asked, for people who read the rows."""
     lines = [
-        {'task': task.name, 'question_id': example.id, 'category': example.domain, 'turns': [example.inputs],
+        {'task': task.name, 'question_id': example.id, 'category': example.domain,
+         'turns': list(example.check.get('turns', [example.inputs])),
          'reference': [example.targets]} for task in tasks for example in task.examples]
     write_text(self.path / QUESTIONS, ''.join(json.dumps(line) + '\n' for line in lines))
 

@@ -13,8 +13,8 @@ LOG = logging.getLogger('specjax.eval')
 
 def _figures(rows):
   """'tok/s · AL · acceptance rate' of some rows; the last two only where something was drafted."""
-  tokens = sum(row['choices'][0]['new_tokens'][0] for row in rows)
-  seconds = sum(row['choices'][0]['wall_time'][0] for row in rows)
+  tokens = sum(sum(row['choices'][0]['new_tokens']) for row in rows)
+  seconds = sum(sum(row['choices'][0]['wall_time']) for row in rows)
   counts = efficiency.sum_counts(rows_lib.counts_of(row) for row in rows)
   parts = [f'{tokens / seconds:,.0f} tok/s' if seconds else '- tok/s']
   if counts.proposed:

@@ -4,6 +4,7 @@ import hashlib
 import math
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,7 @@ from specjax.evaluation import grid
 from specjax.evaluation import methods
 from specjax.evaluation import row_log
 from specjax.metrics import efficiency
+from specjax.metrics import scores as scores_lib
 
 ROW_VERSION = 1
 
@@ -27,6 +29,8 @@ class Question(NamedTuple):
     prompt: token ids; of an encoder-decoder the encoder's input.
     index: position in the task, the address of its random numbers.
     example: what the task's scorer is given.
+    turns: token ids of what is asked afterwards, turn by turn, without marks.
+    turn: 0 for the first question, then which of the turns `prompt` ends with.
   """
 
   id: str
@@ -34,6 +38,8 @@ class Question(NamedTuple):
   prompt: tuple[int, ...]
   index: int
   example: Any
+  turns: tuple[tuple[int, ...], ...] = ()
+  turn: int = 0
 
   @property
   def prompt_sha256(self):
@@ -47,6 +53,29 @@ class Generation(NamedTuple):
   collected: run.Collected
   prefill_seconds: float
   decode_seconds: float
+
+
+class Answer(NamedTuple):
+  """One answer of a question with several turns, or the only one.
+
+  Attributes:
+    question: as it was asked in this turn.
+    generation: the timed batch.
+    row: which row of the batch.
+    num_rows: real rows of the batch; each is given that share of the batch's time.
+    text: decoded output.
+  """
+
+  question: Question
+  generation: Generation
+  row: int
+  num_rows: int
+  text: str
+
+  @property
+  def tokens(self):
+    """The generated token ids."""
+    return generated_tokens(self.generation.collected, self.row)
 
 
 def prompt_set_sha256(questions):
@@ -80,7 +109,7 @@ def _proposed_per_step(counts):
   return [each] * counts.steps if constant else None
 
 
-def _summary(collected, row, *, counts, method):
+def _summary(answers, *, counts, method):
   """The recorder's fields of a row: means over evaluated positions, None where nothing was recorded or evaluated.
 
   A cascade that picks a model needs no recorder: its deferrals are the target's calls (token) or whether there was one
@@ -92,8 +121,9 @@ def _summary(collected, row, *, counts, method):
     found |= {'deferral': counts.target_calls, 'deferral_rate': efficiency.ratio(counts.target_calls, counts.emitted)}
   elif method.execution == 'query':
     found |= {'deferral': int(counts.target_calls > 0), 'deferral_rate': float(counts.target_calls > 0)}
-  elif collected.record is not None and counts.evaluated:
-    sums = {name: float(np.asarray(values, np.float64)[row]) for name, values in collected.record._asdict().items()}
+  elif answers[0].generation.collected.record is not None and counts.evaluated:
+    recorded = [(answer.generation.collected.record._asdict(), answer.row) for answer in answers]
+    sums = {name: sum(float(np.asarray(record[name], np.float64)[row]) for record, row in recorded) for name in recorded[0][0]}
     found |= {name: sums[name.removesuffix('_rate')] / counts.evaluated for name in names} | {'deferral': sums['deferral']}
   return found
 
@@ -122,71 +152,90 @@ def _error(status, row_name):
   return {'class': 'LogitsError', 'message': f'{model} logits are not finite: example {row_name}'}
 
 
-def _choice(collected, row, *, counts, text, tokens, status, prefill_seconds, decode_seconds):
-  log_probs = None
-  if collected.log_probs is not None:
-    start = int(collected.prompt_length[row])
-    log_probs = [[round(float(x), 6) for x in np.asarray(collected.log_probs[row, start:start + len(tokens)], np.float64)]]
+def _log_probs(answer):
+  collected, tokens = answer.generation.collected, answer.tokens
+  if collected.log_probs is None:
+    return None
+  start = int(collected.prompt_length[answer.row])
+  found = np.asarray(collected.log_probs[answer.row, start:start + len(tokens)], np.float64)
+  return [round(float(x), 6) for x in found]
+
+
+def _choice(answers, counts):
+  """Spec-Bench's choice: lists with one entry per turn; accept_lengths and proposed are flat over turns."""
+  prefill = [answer.generation.prefill_seconds / answer.num_rows for answer in answers]
+  decode = [answer.generation.decode_seconds / answer.num_rows for answer in answers]
+  proposed = [_proposed_per_step(one) for one in counts]
+  log_probs = [_log_probs(answer) for answer in answers]
+  absent = [None] * len(answers)
   return {
-      'index': 0, 'turns': [text], 'decoding_steps': [counts.steps], 'new_tokens': [len(tokens)],
-      'wall_time': [prefill_seconds + decode_seconds], 'accept_lengths': efficiency.accept_lengths(counts),
-      'proposed': _proposed_per_step(counts), 'drafter_ids': None, 'finish_reason': [status.name],
-      'token_ids': [tokens], 'logprobs': log_probs, 'ttft': [None], 'prefill_time': [prefill_seconds],
-      'decode_time': [decode_seconds], 'time_draft': [None], 'time_verify': [None], 'time_other': [None],
-      'target_calls': [counts.target_calls], 'draft_calls': [counts.drafter_calls],
+      'index': 0, 'turns': [answer.text for answer in answers], 'decoding_steps': [one.steps for one in counts],
+      'new_tokens': [len(answer.tokens) for answer in answers], 'wall_time': [p + d for p, d in zip(prefill, decode)],
+      'accept_lengths': [length for one in counts for length in efficiency.accept_lengths(one)],
+      'proposed': None if None in proposed else [k for one in proposed for k in one], 'drafter_ids': None,
+      'finish_reason': [_status(answer).name for answer in answers], 'token_ids': [answer.tokens for answer in answers],
+      'logprobs': None if None in log_probs else log_probs, 'ttft': absent, 'prefill_time': prefill, 'decode_time': decode,
+      'time_draft': absent, 'time_verify': absent, 'time_other': absent,
+      'target_calls': [one.target_calls for one in counts], 'draft_calls': [one.drafter_calls for one in counts],
   }
 
 
+def _status(answer):
+  return types.Status(int(answer.generation.collected.status[answer.row]))
+
+
 def build(
-    *, run_id: str, point: grid.Point, question: Question, repeat: int, batch_index: int, num_rows: int, row: int,
-    generation: Generation, text: str, score: float | None, score_name: str | None, model_id: str,
-    compared: dict | None = None,
+    *, run_id: str, point: grid.Point, answers: Sequence[Answer], repeat: int, batch_index: int,
+    scores: scores_lib.Scores | None, score_name: str | None, model_id: str, compared: dict | None = None,
 ):
   """The row of one question, without its CRC.
 
   Args:
     run_id: the run's.
-    point, question: what was asked, and how.
+    point: how it was asked.
+    answers: of its turns, in order.
     repeat: number of the repeat.
     batch_index: which batch of the task the question was in; rows of one batch share a clock.
-    num_rows: real rows of the batch; each is given that share of the batch's time.
-    row: the question's row in the batch.
-    generation: the timed batch.
-    text: decoded output.
-    score, score_name: the task's judgement, or None.
+    scores, score_name: the task's judgement, or None.
     model_id: of the pair.
     compared: what `agreement` says, None where nothing is compared.
   """
-  collected, method = generation.collected, methods.lookup(point.method)
-  counts = efficiency.row_counts(collected.stats, row)
-  tokens = generated_tokens(collected, row)
-  status = types.Status(int(collected.status[row]))
-  choice = _choice(
-      collected, row, counts=counts, text=text, tokens=tokens, status=status,
-      prefill_seconds=generation.prefill_seconds / num_rows, decode_seconds=generation.decode_seconds / num_rows)
+  question, method = answers[0].question, methods.lookup(point.method)
+  by_turn = [efficiency.row_counts(answer.generation.collected.stats, answer.row) for answer in answers]
+  counts = efficiency.sum_counts(by_turn)
   sampling = {name: getattr(point.sampling, name) for name in grid.SAMPLING}
+  passes = [int(np.max(np.asarray(answer.generation.collected.stats.target_passes))) for answer in answers]
+  errors = [_error(_status(answer), question.id) for answer in answers]
   built = {
       'row_version': ROW_VERSION, 'run_id': run_id, 'point_id': point.point_id, 'question_id': question.id,
       'repeat': repeat, 'category': question.category, 'answer_id': uuid.uuid4().hex[:22], 'model_id': model_id,
       'tstamp': time.time(), 'pair': point.pair, 'task': point.task, 'method': point.method, 'rule': point.rule,
       'knob': dict(point.knob), 'num_draft_tokens': point.num_draft_tokens, 'verifier': point.verifier, **sampling,
       'seed': point.seed, 'batch': point.batch, 'concurrency': point.batch, 'batch_index': batch_index,
-      'batch_rows': num_rows,
-      'choices': [choice], 'prompt_tokens': [len(question.prompt)], 'cached_tokens': [0],
-      'prompt_sha256': question.prompt_sha256, **efficiency.summary(counts),
-      **_summary(collected, row, counts=counts, method=method),
-      'target_calls': counts.target_calls, 'draft_calls': counts.drafter_calls,
-      'target_passes': int(np.max(np.asarray(collected.stats.target_passes))),
+      'batch_rows': answers[0].num_rows,
+      'choices': [_choice(answers, by_turn)], 'prompt_tokens': [len(answer.question.prompt) for answer in answers],
+      'cached_tokens': [0] * len(answers), 'prompt_sha256': question.prompt_sha256, **efficiency.summary(counts),
+      **_summary(answers, counts=counts, method=method),
+      'target_calls': counts.target_calls, 'draft_calls': counts.drafter_calls, 'target_passes': sum(passes),
       'verified_tokens': counts.proposed + counts.target_calls,
       'drafted_by_position': list(counts.drafted_by_position),
       'evaluated_by_position': list(counts.evaluated_by_position),
-      'accepted_by_position': list(counts.accepted_by_position), 'per_step': None, 'score': score,
-      'score_name': score_name, 'reference_id': question.id, 'filtered_answer': None,
-      **(compared or {'equal_to_ar': None, 'first_diff': None, 'diff_cause': None}), 'error': _error(status, question.id),
+      'accepted_by_position': list(counts.accepted_by_position), 'per_step': None,
+      **_judged(scores, score_name), 'reference_id': question.id,
+      **(compared or {'equal_to_ar': None, 'first_diff': None, 'diff_cause': None}),
+      'error': next((error for error in errors if error), None),
   }
   if not method.drafts:
     built['rejection_rate'] = None
   return finite(built)
+
+
+def _judged(scores, score_name):
+  if scores is None:
+    scores = scores_lib.Scores(math.nan)
+  return {'score': None if math.isnan(scores.value) else float(scores.value), 'score_name': score_name,
+          'scores': dict(scores.others), 'score_statistics': {name: list(sums) for name, sums in scores.statistics.items()},
+          'filtered_answer': scores.answer}
 
 
 def counts_of(row: dict) -> efficiency.Counts:

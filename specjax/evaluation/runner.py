@@ -83,13 +83,24 @@ class PairRunner:
     layout = prompts.decoder_only_prompt if self._is_decoder_only else prompts.encoder_tokens
     return tuple(layout(example, self._pair.tokenizer))
 
+  def encode_turn(self, text):
+    """The token ids of what is asked in a later turn, without marks."""
+    return tuple(self._pair.tokenizer.encode(text))
+
+  def follow_up(self, question, tokens):
+    """The question of the next turn, behind the generated `tokens` of this one."""
+    prompt = prompts.follow_up(
+        question.prompt, tokens, question.turns[question.turn], self._pair.tokenizer, self._pair.family)
+    return question._replace(prompt=tuple(prompt), turn=question.turn + 1)
+
   def text(self, token_ids):
     """The text of generated tokens up to the first EOS."""
     return prompts.answer_text(token_ids, self._pair.tokenizer)
 
   def shape(self, questions, *, max_new_tokens, points):
     """The `Shape` that holds all `questions`, with room for the widest round of `points`."""
-    longest = max(len(question.prompt) for question in questions)
+    longest = max(len(question.prompt) + sum(
+        max_new_tokens + len(turn) + prompts.FOLLOW_UP_MARKS for turn in question.turns) for question in questions)
     if not all(question.prompt for question in questions):
       raise PromptError(what='empty prompt', where=next(q.id for q in questions if not q.prompt))
     width = generate.bucket(longest)
@@ -129,7 +140,8 @@ class PairRunner:
         batch_size=batch or point.batch, sampling=[point.sampling] * count if count else [],
         max_new_tokens=[shape.max_new_tokens] * count, eos_ids=self._eos_ids,
         seed=[point.seed] * count if count else [], example_id=[question.index for question in questions],
-        sample_index=[0] * count, vocab_size=self._pair.target.vocab_size,
+        # A later turn draws other random numbers, also where its rounds start at the same positions (encoder-decoders).
+        sample_index=[question.turn for question in questions], vocab_size=self._pair.target.vocab_size,
         start_token=self._pair.tokenizer.pad_id)
 
   def generate(self, point, questions, shape):

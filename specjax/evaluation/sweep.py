@@ -28,10 +28,10 @@ RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
 
 
 class Measured(NamedTuple):
-  """One timed batch of a point."""
+  """One timed batch of a point: the `rows.Answer`s to each question, turn by turn."""
 
   point: grid.Point
-  generation: rows_lib.Generation
+  answers: list[list[rows_lib.Answer]]
 
 
 class Visit(NamedTuple):
@@ -67,7 +67,7 @@ class Sweep:
     self._session = out.run['sessions'][-1]
     # What the target alone answered greedily, in rows of earlier sessions.
     self._greedy = {
-        row_log.row_id(row): row['choices'][0]['token_ids'][0] for row in out.writer.rows
+        row_log.row_id(row): row['choices'][0]['token_ids'] for row in out.writer.rows
         if row['method'] == methods_lib.BASELINE and row['temperature'] == 0}
 
   def check_memory(self, pair, blocks):
@@ -159,8 +159,7 @@ class Sweep:
       measured = Measured(point, self._timed(point, runner, visit))
       waiting.append(measured)
       if point.method == methods_lib.BASELINE and reference is not None:
-        reference = {question.id: rows_lib.generated_tokens(measured.generation.collected, row)
-                     for row, question in enumerate(visit.asked)}
+        reference = {found[0].question.id: [answer.tokens for answer in found] for found in measured.answers}
       if reference is None or reference:
         for one in waiting:
           self._write(one, runner, visit, reference or {})
@@ -175,8 +174,19 @@ class Sweep:
     return {} if None in found.values() else found
 
   def _timed(self, point, runner, visit):
+    """The answers to the questions of a visit. A later turn is a batch of those that have one, with the model's own answer
+    in the prompt."""
     before = len(runner.compile_log())
-    generation = runner.generate(point, visit.asked, visit.shape)
+    answers = [[] for _ in visit.asked]
+    asked = list(enumerate(visit.asked))
+    while asked:
+      questions = [question for _, question in asked]
+      generation = runner.generate(point, questions, visit.shape)
+      for row, (place, question) in enumerate(asked):
+        text = runner.text(rows_lib.generated_tokens(generation.collected, row))
+        answers[place].append(rows_lib.Answer(question, generation, row, len(asked), text))
+      asked = [(place, runner.follow_up(question, answers[place][-1].tokens))
+               for place, question in asked if question.turn < len(question.turns)]
     compiled = runner.compile_log()[before:]
     if compiled:
       self._session['n_compiles_after_warm_up'] += len(compiled)
@@ -184,30 +194,36 @@ class Sweep:
       raise SpecjaxError(
           what=f'a timed batch compiled {[record.name for record in compiled]}', where=point.label,
           expected='0 compilations after the warm-up', fix='Its shapes are not those of the warm-up; its time is void.')
-    return generation
+    return answers
 
   def _write(self, measured, runner, visit, reference):
-    point, generation = measured
+    point = measured.point
     task = self._tasks[point.task]
-    judged = task.score is not None and not self._config['force_length']
+    judged = task.judge is not None and not self._config['force_length']
     built = []
-    for row, question in enumerate(visit.asked):
-      tokens = rows_lib.generated_tokens(generation.collected, row)
-      text = runner.text(tokens)
+    for answers in measured.answers:
+      question = answers[0].question
       built.append(rows_lib.build(
-          run_id=self._out.run_id, point=point, question=question, repeat=visit.repeat, batch_index=visit.batch_index,
-          num_rows=len(visit.asked), row=row, generation=generation, text=text,
-          score=float(task.score(question.example, text)) if judged else None,
+          run_id=self._out.run_id, point=point, answers=answers, repeat=visit.repeat, batch_index=visit.batch_index,
+          scores=task.judge(question.example, answers[-1].text) if judged else None,
           score_name=task.score_name if judged else None, model_id=runner.model_id,
-          compared=self._compared(point, question, tokens, reference.get(question.id), runner, visit.shape)))
+          compared=self._compared(point, answers, reference.get(question.id), runner, visit.shape)))
     self._bar.measured(point, self._out.writer.append(built))
 
-  def _compared(self, point, question, tokens, baseline, runner, shape):
+  def _compared(self, point, answers, baseline, runner, shape):
+    """What `rows.agreement` says of the first turn that differs; up to there the prompts are the same."""
     if baseline is None or point.method == methods_lib.BASELINE:
       return None
-    return rows_lib.agreement(
-        tokens, baseline, lossless=methods_lib.lookup(point.method).lossless,
-        is_tie=lambda position: runner.is_tie(question, tokens, baseline, position, shape))
+    offset = 0
+    for answer, expected in zip(answers, baseline, strict=True):
+      found = rows_lib.agreement(
+          answer.tokens, expected, lossless=methods_lib.lookup(point.method).lossless,
+          is_tie=lambda position, answer=answer, expected=expected: runner.is_tie(
+              answer.question, answer.tokens, expected, position, shape))
+      if not found['equal_to_ar']:
+        return found | {'first_diff': offset + found['first_diff']}
+      offset += len(expected)
+    return found
 
   def finish(self):
     """Closes the session in run.json."""
@@ -218,5 +234,7 @@ class Sweep:
 
 def ask(examples, runner, *, first=0):
   """The `rows.Question`s of a list of examples, the first of which has the number `first` in its task."""
-  return [rows_lib.Question(id=example.id, category=example.domain, prompt=runner.encode(example), index=first + index,
-                            example=example) for index, example in enumerate(examples)]
+  return [rows_lib.Question(
+      id=example.id, category=example.domain, prompt=runner.encode(example), index=first + index, example=example,
+      turns=tuple(runner.encode_turn(turn) for turn in example.check.get('turns', ())[1:]))
+          for index, example in enumerate(examples)]

@@ -2,16 +2,41 @@
 
 import difflib
 import hashlib
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from specjax.core.errors import ConfigError
 from specjax.evaluation import row_log
 from specjax.metrics import quality
+from specjax.metrics import scores as scores_lib
+from specjax.tasks import catalogue
+from specjax.tasks import datasets
+from specjax.tasks import judges
 from specjax.tasks import local
 from specjax.tasks import synthetic
 
+LOG = logging.getLogger('specjax.eval')
+
 FILE_PREFIX = 'file:'
+USER_KINDS = ('jsonl', 'tsv', 'text')
+
+
+class DataSettings(NamedTuple):
+  """Where examples come from and how they are asked.
+
+  Attributes:
+    data_dir: folder of local files and of what TFDS has prepared; None where only generated tasks and named files are run.
+    num_fewshot: worked examples in every prompt, one number or by task name (0 for tasks that are not named).
+    input_key, target_key: fields of `jsonl:` and `tsv:` files.
+    allow_code_execution: whether programs that a model writes are run to judge them.
+  """
+
+  data_dir: str | None = None
+  num_fewshot: int | Mapping[str, int] = 0
+  input_key: str = 'inputs'
+  target_key: str = 'targets'
+  allow_code_execution: bool = False
 
 
 class Task(NamedTuple):
@@ -20,19 +45,28 @@ class Task(NamedTuple):
   Attributes:
     name: as given in the configuration.
     examples: in order.
-    score: (example, text) -> quality in [0, 1], or None without reference answers.
-    score_name: what `score` measures.
+    judge: (example, text) -> `Scores`, or None where nothing can be judged.
+    score_name: what the judged value measures, with what computed it.
+    source: where the examples come from, for run.json.
+    num_left_out: bad lines of the source.
   """
 
   name: str
   examples: list[Any]
-  score: Callable[[Any, str], float] | None
+  judge: Callable[[Any, str], scores_lib.Scores] | None
   score_name: str | None
+  source: str | None = None
+  num_left_out: int = 0
+
+  @property
+  def score(self):
+    """(example, text) -> a fraction in [0, 1], or None without a judge."""
+    return None if self.judge is None else lambda example, text: self.judge(example, text).value
 
   @property
   def sha256(self):
-    """Hex SHA-256 over ids and inputs, in order."""
-    listed = [[example.id, example.inputs] for example in self.examples]
+    """Hex SHA-256 over ids and inputs (all turns of them), in order."""
+    listed = [[example.id, example.check.get('turns', example.inputs)] for example in self.examples]
     return hashlib.sha256(row_log.canonical_json(listed)).hexdigest()
 
 
@@ -41,32 +75,77 @@ def descriptions():
   found = {'synthetic': f'all generated domains in turn ({", ".join(synthetic.DOMAINS)}); needs no download'}
   found |= {f'synthetic/{domain}': f'generated {domain} questions with a checkable answer'
             for domain in synthetic.DOMAINS}
-  found[f'{FILE_PREFIX}PATH'] = 'a JSONL file with id, inputs and (optionally) targets per line; exact match'
+  found |= {record.name: record.summary for record in catalogue.RECORDS.values()}
+  found['jsonl:PATH'] = 'a JSONL file; --input_key and --target_key name its fields; exact match'
+  found['tsv:PATH'] = 'a TSV file; the same, or its first two columns'
+  found['text:PATH'] = 'a text file, to be continued'
+  found[f'{FILE_PREFIX}PATH'] = 'a JSONL file with id, inputs and (optionally) targets per line, every line checked first'
   return found
 
 
-def load(name: str, *, split: str, count: int, seed: int) -> Task:
+def table():
+  """Rows of (task, kind, what it is, metric, source, licence), header first; metrics without versions."""
+  rows = [('task', 'kind', 'what it is', 'metric', 'TFDS', 'licence of the data')]
+  for name, summary in descriptions().items():
+    record = catalogue.RECORDS.get(name)
+    if record is None:
+      kind = 'generated' if name.startswith('synthetic') else 'your file'
+      metric = 'accuracy' if kind == 'generated' else '-' if name.startswith('text') else 'exact_match'
+      rows.append((name, kind, summary, metric, '-', '-'))
+    else:
+      rows.append((name, record.family, summary, judges.summary_of(record.metric), record.tfds_name or '-', record.licence))
+  return rows
+
+
+def load(name: str, *, split: str, count: int, seed: int, data: DataSettings = DataSettings()) -> Task:
   """The first `count` examples of a task.
 
   Args:
     name: one of `descriptions`.
-    split: 'train', 'validation' or 'test'; unused for files.
+    split: 'train', 'validation' or 'test'; unused for the user's files.
     count: how many examples at most.
     seed: of the generated stream.
+    data: where the other examples come from.
 
   Raises:
-    ConfigError: no such task. DataError: a bad line of a file.
+    ConfigError: no such task, or its data are not there. DataError: a bad file.
   """
+  prefix, _, path = name.partition(':')
   if name.startswith(FILE_PREFIX):
-    examples = local.read_jsonl(name[len(FILE_PREFIX):])[:count]
-    labelled = all(example.check.get('labelled') for example in examples)
-    judge = (lambda example, text: quality.exact_match(example.targets, text)) if labelled else None
-    return Task(name, examples, judge, 'exact_match' if labelled else None)
-  if name not in descriptions():
+    examples = local.read_jsonl(path)[:count]
+    return _labelled(name, datasets.Loaded(examples, [], path))
+  if path and prefix in USER_KINDS:
+    return _labelled(name, datasets.user_file(
+        path, kind=prefix, input_key=data.input_key, target_key=data.target_key, count=count))
+  if name in catalogue.RECORDS:
+    return _catalogued(name, split=split, count=count, data=data)
+  if name not in descriptions() or ':' in name:
     near = difflib.get_close_matches(name, descriptions(), n=1)
     raise ConfigError(
         what=f'unknown task {name!r}', where='tasks', expected=f'one of {", ".join(descriptions())}',
         fix=f'Did you mean {near[0]!r}?' if near else None)
   domains = synthetic.DOMAINS if name == 'synthetic' else (name.split('/', 1)[1],)
   examples = synthetic.examples(split, count, seed=seed, domains=domains)
-  return Task(name, examples, synthetic.score, 'accuracy')
+  return Task(name, examples, lambda example, text: scores_lib.Scores(synthetic.score(example, text)), 'accuracy')
+
+
+def _labelled(name, loaded):
+  """A task of the user's file, judged by exact match where every example has a reference."""
+  labelled = all(example.check.get('labelled') for example in loaded.examples)
+  judge = lambda example, text: scores_lib.Scores(quality.exact_match(example.targets, text))
+  return Task(name, loaded.examples, judge if labelled else None, 'exact_match' if labelled else None, loaded.source,
+              len(loaded.errors))
+
+
+def _catalogued(name, *, split, count, data):
+  record = catalogue.lookup(name)
+  shots = data.num_fewshot.get(name, 0) if isinstance(data.num_fewshot, Mapping) else data.num_fewshot
+  loaded = datasets.load(record, split=split, count=count, data_dir=data.data_dir, num_fewshot=shots)
+  metric = judges.METRICS.get(record.metric)
+  if metric is not None and metric.runs_code and not data.allow_code_execution:
+    LOG.warning('%s is not scored: that would run programs that a model wrote. --allow_code_execution allows it', name)
+    metric = None
+  if metric is None:
+    return Task(name, loaded.examples, None, None, loaded.source, len(loaded.errors))
+  judge = lambda example, text: metric.score(example, judges.cut(text, record.answer_ends))
+  return Task(name, loaded.examples, judge, metric.name(), loaded.source, len(loaded.errors))

@@ -55,11 +55,19 @@ class FakeRunner:
   def encode(self, example):
     return tuple(3 + byte for byte in example.inputs.encode()[:20]) or (3,)
 
+  def encode_turn(self, text):
+    return tuple(3 + byte for byte in text.encode()[:20])
+
+  def follow_up(self, question, tokens):
+    prompt = (*question.prompt, *tokens, *question.turns[question.turn])
+    return question._replace(prompt=prompt, turn=question.turn + 1)
+
   def text(self, token_ids):
     return self._right.get(tuple(token_ids), 'wrong')
 
   def shape(self, questions, *, max_new_tokens, points):
-    return runner.Shape(32, max_new_tokens, 32 + max_new_tokens + max(point.num_draft_tokens for point in points) + 1)
+    width = 32 + max(len(question.turns) for question in questions) * (20 + max_new_tokens)
+    return runner.Shape(width, max_new_tokens, width + max_new_tokens + max(point.num_draft_tokens for point in points) + 1)
 
   def is_tie(self, question, tokens, other, position, shape):
     return question.id in self._ties
@@ -119,7 +127,7 @@ class FakeRunner:
     """(tokens, steps, accepted per step, target calls) of one question."""
     rate, quality, deferral = self._law(point)
     exact = methods.lookup(point.method).lossless and point.sampling.temperature == 0
-    seed = self.address(self.name, question.id, '' if exact else point.point_id)
+    seed = self.address(self.name, question.id, '' if exact else point.point_id, *[question.turn] * bool(question.turn))
     generator = np.random.default_rng(seed)
     count = limit if self._force_length else int(generator.integers(limit // 3, limit))
     tokens = [int(t) for t in generator.integers(4, 896, count)]

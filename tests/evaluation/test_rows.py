@@ -12,6 +12,7 @@ from specjax.evaluation import grid
 from specjax.evaluation import row_log
 from specjax.evaluation import rows
 from specjax.metrics import efficiency
+from specjax.metrics import scores
 from specjax.tasks import synthetic
 
 # Fields of every row.
@@ -43,8 +44,8 @@ def _rows(point, count=4, *, detail='none', change=None):
   if change is not None:
     generation = generation._replace(collected=generation.collected._replace(record=change(generation.collected.record)))
   return [rows.build(
-      run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=count, row=row,
-      generation=generation, text=f'answer {row} x', score=1.0, score_name='accuracy', model_id=runner.model_id)
+      run_id='r', point=point, answers=[rows.Answer(question, generation, row, count, f'answer {row} x')], repeat=0,
+      batch_index=0, scores=scores.Scores(1.0), score_name='accuracy', model_id=runner.model_id)
           for row, question in enumerate(asked)], generation
 
 
@@ -151,8 +152,8 @@ def test_broken_row_keeps_its_place_with_an_error():
   made = runner.generate(point, [question], runner.shape([question], max_new_tokens=24, points=[point]))
   made.collected.status[0] = types.Status.NONFINITE
   row = rows.build(
-      run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=1, row=0, generation=made, text='',
-      score=0.0, score_name='accuracy', model_id='m')
+      run_id='r', point=point, answers=[rows.Answer(question, made, 0, 1, '')], repeat=0, batch_index=0,
+      scores=scores.Scores(0.0), score_name='accuracy', model_id='m')
   assert row['error'] == {'class': 'LogitsError', 'message': f'target logits are not finite: example {example.id}'}
   assert row['choices'][0]['finish_reason'] == ['NONFINITE']
 

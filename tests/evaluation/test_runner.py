@@ -117,8 +117,8 @@ def test_every_method_decodes_and_its_numbers_are_sound(name):
   for point in points:
     generation = made.generate(point, asked, shape)
     built = [rows.build(
-        run_id='r', point=point, question=question, repeat=0, batch_index=0, num_rows=3, row=row, generation=generation,
-        text='', score=None, score_name=None, model_id='m') for row, question in enumerate(asked)]
+        run_id='r', point=point, answers=[rows.Answer(question, generation, row, 3, '')], repeat=0, batch_index=0,
+        scores=None, score_name=None, model_id='m') for row, question in enumerate(asked)]
     assert all(row['emitted'] == 7 and row['error'] is None for row in built)
     assert all(row['deferral_rate'] is None or -1e-6 <= row['deferral_rate'] <= 1 + 1e-6 for row in built)
     if method.drafts:
