@@ -9,9 +9,8 @@
   python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
   python -m specjax.eval list [methods|tasks|pairs]          what can be named
 
-Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (`calibrate`, `certify`: of the function of that name;
---help lists them), --gin_file=FILE and --gin.NAME=value; what is not given comes from gin/eval.gin (bench.gin,
-calibrate.gin, certify.gin). `plot` and `list` take no flags, `calibrate` and `certify` come before theirs.
+Flags are the parameters of `specjax.evaluation.evaluate.evaluate` (or of the verb's own function; --help lists them),
+--gin_file=FILE and --gin.NAME=value; the rest comes from gin/eval.gin or gin/VERB.gin. `plot` and `list` take no flags.
 
 Exit codes: 0 done; 1 a certificate that fails; 2 something to mend, in one line; 130 (Ctrl-C) and 143 (SIGTERM) stopped
 after the batch in flight: the same command with --resume goes on.
@@ -36,7 +35,8 @@ LOG = logging.getLogger('specjax.eval')
 
 VERBS = ('run', 'bench', 'calibrate', 'certify', 'plot', 'list')
 DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin', 'calibrate': 'calibrate.gin', 'certify': 'certify.gin'}
-SINGLE = {'calibrate': calibrate, 'certify': certify}  # they have flags of their own, so they come first
+# They have flags of their own, so they come first.
+SINGLE = {'calibrate': calibrate, 'certify': certify}
 # What users of other tools type.
 ALIASES = {
     'pair': 'pairs', 'task': 'tasks', 'method': 'methods', 'temperature': 'temperatures', 'seed': 'seeds',
@@ -97,11 +97,13 @@ def _refuse_flags(verb, given):
         what='flag', where='command line', got=' '.join(ignored), expected=f'no flags with {verb!r}', fix='leave them out')
 
 
+def _sources(verb, given):
+  return given.sources() | ({} if given.files else {'files': (DEFAULTS[verb],)})
+
+
 def sweep(verb, given):
   """Runs `evaluate` and writes its reports."""
-  sources = given.sources()
-  if not sources['files']:
-    sources['files'] = (DEFAULTS[verb],)
+  sources = _sources(verb, given)
   if verb == 'bench':
     sources['overrides'] = {'force_length': True} | sources['overrides']
   resolved = config.resolve(entry=evaluate.evaluate, provided=PROVIDED, **sources)
@@ -122,9 +124,7 @@ def sweep(verb, given):
 
 def single(verb, given):
   """Runs `calibrate` or `certify`; what was found is the last thing on stdout."""
-  sources = given.sources()
-  if not sources['files']:
-    sources['files'] = (DEFAULTS[verb],)
+  sources = _sources(verb, given)
   more = {'load_runner': runner.load_runner} if verb == 'calibrate' else {}
   resolved = config.resolve(entry=getattr(SINGLE[verb], verb), provided=tuple(more), **sources)
   LOG.info('%s', resolved.operative())
