@@ -33,10 +33,10 @@ from specjax.evaluation import runner
 
 LOG = logging.getLogger('specjax.eval')
 
-VERBS = ('run', 'bench', 'calibrate', 'certify', 'plot', 'list')
 DEFAULTS = {'run': 'eval.gin', 'bench': 'bench.gin', 'calibrate': 'calibrate.gin', 'certify': 'certify.gin'}
-# They have flags of their own, so they come first.
-SINGLE = {'calibrate': calibrate, 'certify': certify}
+SINGLE = {'calibrate': calibrate, 'certify': certify}  # with flags of their own, so they come first
+VERBS = (*DEFAULTS, 'plot', 'list')
+
 # What users of other tools type.
 ALIASES = {
     'pair': 'pairs', 'task': 'tasks', 'method': 'methods', 'temperature': 'temperatures', 'seed': 'seeds',
@@ -47,11 +47,10 @@ ALIASES = {
 }
 
 SINGLE_ALIASES = {
-    'pairs': 'pair', 'tasks': 'task', 'methods': 'method', 'num_speculative_tokens': 'num_draft_tokens',
-    'output_dir': 'output_path'}
+    'pairs': 'pair', 'tasks': 'task', 'methods': 'method', 'output_dir': 'output_path',
+    'num_speculative_tokens': 'num_draft_tokens'}
 
-# Parameters of `evaluate` that this binary gives, not the configuration.
-PROVIDED = ('operative_config', 'compilation_cache', 'load_runner')
+PROVIDED = ('operative_config', 'compilation_cache', 'load_runner')  # to `evaluate`, by this binary
 
 
 def main(argv):
