@@ -95,7 +95,7 @@ def _steps(folder):
   found = []
   for entry in folder.iterdir():
     match = _STEP_NAME.fullmatch(entry.name)
-    if match and entry.is_dir() and _is_checkpoint(entry):
+    if match and entry.is_dir() and not entry.is_symlink() and _is_checkpoint(entry):
       found.append((int(match.group(1)), entry))
     elif match:
       logging.warning('%s: ignored, it is not a complete checkpoint', entry)
@@ -116,14 +116,16 @@ def _checkpoint_folder(path):
 def _stored_leaves(folder) -> Iterator[tuple[str, '_Stored']]:
   """(dotted name without 'target.', leaf) of every parameter."""
   if t5x_index.is_index(folder / 'checkpoint'):
-    entries, arrays = t5x_index.read(folder / 'checkpoint'), zarr_arrays.ArrayFolder(folder)
+    arrays = zarr_arrays.ArrayFolder(folder)  # First: it refuses links that lead out, the index's own too.
+    entries = t5x_index.read(folder / 'checkpoint')
     unlisted = sorted(
         name for name in arrays.names if name.startswith('target.') and name.removeprefix('target.') not in entries)
     if unlisted:
       raise errors.CheckpointError(
           what='arrays that the file checkpoint does not list', where=str(folder), got=', '.join(unlisted[:10]))
     for name, entry in entries.items():
-      yield name, _Inline(entry, name) if isinstance(entry, np.ndarray) else _listed_array(arrays, name, entry)
+      yield name, _Inline(entry, name) if isinstance(entry, np.ndarray) else _listed_array(
+          arrays, name, entry, str(folder))
     return
   arrays = zarr_arrays.ArrayFolder(folder / 'state')
   for name in sorted(arrays.names):
@@ -131,13 +133,14 @@ def _stored_leaves(folder) -> Iterator[tuple[str, '_Stored']]:
       yield name.removeprefix('target.'), _Array(arrays, name, arrays.describe(name))
 
 
-def _listed_array(arrays, name, entry):
+def _listed_array(arrays, name, entry, where):
   """`_Array` of a leaf that the legacy index describes; index and array must agree."""
   info = arrays.describe(f'target.{name}')
   dtype = np.dtype(ml_dtypes.bfloat16) if entry.is_bfloat16_as_uint16 else info.dtype
   if info.shape != entry.shape:
     raise errors.CheckpointError(
-        what=f'array target.{name}', got=list(info.shape), expected=f'{list(entry.shape)}, as the file checkpoint says')
+        what=f'array target.{name}', where=where, got=list(info.shape),
+        expected=f'{list(entry.shape)}, as the file checkpoint says')
   return _Array(arrays, f'target.{name}', zarr_arrays.ArrayInfo(info.shape, dtype))
 
 

@@ -4,6 +4,7 @@ A TensorStore spec is a program's input: `driver: http` sends a request, a path 
 taken from a file. Every spec is built here from the folder and the name of the array.
 """
 
+import collections
 import json
 import math
 import os
@@ -17,6 +18,7 @@ import numpy as np
 from specjax.core import errors
 
 _NAME = re.compile(r'[A-Za-z0-9_.\-]+(/[A-Za-z0-9_.\-]+)*')
+_CHUNK = re.compile(rb'\d+(\.\d+)*')
 _MAX_ENTRIES = 1 << 20
 _MAX_METADATA_BYTES = 1 << 16
 # Weights compress two to one at best. What claims to be far larger than its folder is not there, and asking for its memory
@@ -47,10 +49,10 @@ def check_name(name: Any, where: str) -> str:
 
 
 def stored_bytes(folder: pathlib.Path) -> int:
-  """Bytes of all files below `folder`.
+  """Bytes of all files below `folder`, as many as the disk holds.
 
   Raises:
-    CheckpointError: a symbolic link that leads out of it, or more entries than a checkpoint has.
+    CheckpointError: a symbolic link that leads out of it, a file with holes, or more entries than a checkpoint has.
   """
   total, count, root = 0, 0, folder.resolve()
   for parent, directories, files in os.walk(folder):
@@ -61,7 +63,13 @@ def stored_bytes(folder: pathlib.Path) -> int:
       if path.is_symlink() and not path.resolve().is_relative_to(root):
         raise errors.CheckpointError(
             what='symbolic link', where=str(path), got='a target outside of the checkpoint', expected='files inside it')
-    total += sum(path.stat().st_size for name in files if (path := pathlib.Path(parent, name)).is_file())
+    for name in files:
+      status = os.stat(os.path.join(parent, name)) if os.path.isfile(os.path.join(parent, name)) else None
+      total += 0 if status is None else status.st_size
+      # A hole costs no disk and all of its memory.
+      if status is not None and status.st_size > _SPARE_BYTES + _MAX_EXPANSION * 512 * status.st_blocks:
+        raise errors.CheckpointError(
+            what='file', where=os.path.join(parent, name), got=f'{status.st_size} bytes, of which the disk holds next to none')
   return total
 
 
@@ -90,22 +98,29 @@ class ArrayFolder:
       keys = self._store.list().result()
     except Exception as error:  # TensorStore has one type for everything, and that is ValueError among others.
       raise errors.CheckpointError(what='unreadable folder', where=self._where, got=str(error)[:1000]) from error
-    found = (key.removesuffix(b'/.zarray') for key in keys if key.endswith(b'/.zarray'))
+    found = [key.removesuffix(b'/.zarray') for key in keys if key.endswith(b'/.zarray')]
     self.names = frozenset(check_name(name.decode('utf-8', 'backslashreplace'), self._where) for name in found)
+    chunks = (key.rpartition(b'/') for key in keys)
+    self._num_chunks = collections.Counter(name for name, _, chunk in chunks if _CHUNK.fullmatch(chunk))
 
   def describe(self, name: str) -> ArrayInfo:
-    """Shape and dtype of an array, from its metadata alone.
+    """Shape and dtype of an array, from its metadata and the names of its chunks.
 
     Raises:
-      CheckpointError: no such array, metadata that is damaged or of a kind that is not read, or a size that the folder
-        cannot hold.
+      CheckpointError: no such array, metadata that is damaged or of a kind that is not read, missing chunks, or a size that
+        the folder cannot hold.
     """
     check_name(name, self._where)
     try:
+      file = self._folder / name / '.zarray'
+      if file.is_file() and file.stat().st_size > _MAX_METADATA_BYTES:
+        raise ValueError(f'{file.stat().st_size} bytes of metadata')
       content = self._store.read(f'{name}/.zarray').result().value
       if not content or len(content) > _MAX_METADATA_BYTES:
         raise ValueError(f'{len(content)} bytes of metadata')
-      info = _parsed(json.loads(content))
+      info, num_chunks = _parsed(json.loads(content))
+      if self._num_chunks[name.encode()] != num_chunks:
+        raise ValueError(f'{self._num_chunks[name.encode()]} chunks, expected {num_chunks}')
     except Exception as error:
       raise errors.CheckpointError(
           what=f'metadata of array {name}', where=self._where, got=str(error)[:1000] or repr(error)) from error
@@ -129,7 +144,10 @@ class ArrayFolder:
 
 
 def _parsed(metadata):
-  """`ArrayInfo` of a `.zarray`; ValueError, TypeError or KeyError where it is no array that a checkpoint holds."""
+  """`ArrayInfo` of a `.zarray` and its number of chunks.
+
+  ValueError, TypeError or KeyError where it is no array that a checkpoint holds.
+  """
   shape, chunks = metadata['shape'], metadata['chunks']
   sizes = [*shape, *chunks]
   if any(isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 1 << 40 for size in sizes):
@@ -141,6 +159,8 @@ def _parsed(metadata):
     raise ValueError(f'dtype {dtype!r}, expected one of {", ".join(_DTYPES)}')
   if compressor is not None and compressor['id'] not in _COMPRESSORS:
     raise ValueError(f'compressor {compressor!r}, expected one of {", ".join(_COMPRESSORS)}')
-  if metadata['zarr_format'] != 2 or metadata.get('filters') is not None:
-    raise ValueError(f'zarr format {metadata["zarr_format"]!r}, filters {metadata.get("filters")!r}')
-  return ArrayInfo(tuple(shape), np.dtype(_DTYPES[dtype]))
+  kind = metadata['zarr_format'], metadata.get('filters'), metadata.get('dimension_separator', '.')
+  if kind != (2, None, '.'):
+    raise ValueError(f'zarr format, filters and separator {kind}')
+  num_chunks = math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks))
+  return ArrayInfo(tuple(shape), np.dtype(_DTYPES[dtype])), num_chunks
