@@ -74,8 +74,9 @@ def make_model(config: Config, *, dtype: Any) -> protocols.LanguageModel:
     kind = jnp.dtype(dtype)
   except TypeError:
     kind = None
-  if kind not in [jnp.dtype(each) for each in (jnp.bfloat16, jnp.float16, jnp.float32, jnp.float64)]:
-    raise errors.ParamError(what='dtype', got=str(dtype), expected='bfloat16, float16, float32 or float64')
+  names = ('bfloat16', 'float16', 'float32', *(('float64',) if jax.config.jax_enable_x64 else ()))
+  if kind is None or kind.name not in names:  # By name: to numpy, None is equal to float64.
+    raise errors.ParamError(what='dtype', got=str(dtype), expected=f'one of {", ".join(names)}')
   return _MODELS[type(config)](config, dtype=kind, param_dtype=kind)
 
 

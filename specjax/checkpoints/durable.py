@@ -24,11 +24,15 @@ def is_temporary(name: str) -> bool:
   return _TEMPORARY_NAME.fullmatch(name) is not None
 
 
-def remove_leftovers(directory: str | os.PathLike) -> None:
-  """Removes temporaries whose owner has died or is this process; those of a living process stay."""
+def remove_leftovers(directory: str | os.PathLike, *, name: str = '') -> None:
+  """Removes temporaries whose owner has died or is this process; those of a living process stay.
+
+  Args:
+    name: of what they would have become; '' is everything.
+  """
   for entry in pathlib.Path(directory).iterdir():
     match = _TEMPORARY_NAME.fullmatch(entry.name)
-    if match and not _is_other_living_process(int(match.group(1))):
+    if match and entry.name.endswith(f'-{name}' if name else '') and not _is_other_living_process(int(match.group(1))):
       shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
 
 
@@ -84,7 +88,7 @@ def creating(directory: str | os.PathLike) -> Iterator[pathlib.Path]:
   if directory.exists() or directory.is_symlink():
     raise exists
   directory.parent.mkdir(parents=True, exist_ok=True)
-  remove_leftovers(directory.parent)
+  remove_leftovers(directory.parent, name=directory.name)
   temporary = temporary_path(directory)
   temporary.mkdir()
   try:

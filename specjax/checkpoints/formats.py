@@ -1,9 +1,11 @@
 """`load`: a checkpoint of any format that is known, found by looking at it, as a model and its parameters."""
 
+import collections
 import contextlib
 import importlib
 import os
 import pathlib
+import re
 from typing import Any, Iterator, Mapping, NamedTuple
 
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ from specjax.checkpoints import leaves
 from specjax.checkpoints import manifest
 from specjax.core import errors
 from specjax.core import protocols
+from specjax.models import t5
 
 
 class Format(NamedTuple):
@@ -46,6 +49,7 @@ FORMATS = {
     'gemma_orbax': Format(
         'specjax.checkpoints.gemma_orbax', 'official Gemma: a folder with manifest.ocdbt', 'is_gemma_orbax'),
 }
+_LAYER = re.compile(r'(encoder/|decoder/|)layer_(\d{1,9})/')
 
 
 def load(
@@ -87,9 +91,29 @@ def open_checkpoint(
   name = detect(path) if format is None else format
   if name not in FORMATS:
     raise errors.ParamError(what='format', got=name, expected=f'one of {", ".join(FORMATS)}')
-  if path.is_dir():
-    manifest.verify(path)
-  return _function(name, 'open')(path, config=config)
+  folder = path if path.is_dir() else path.parent
+  manifest.verify(folder)
+  config, found, extra = _function(name, 'open')(path, config=config)
+  _check_depth(config, found, str(path))
+  return config, found, extra
+
+
+def _check_depth(config, found, where):
+  """Before a network of so many layers is built, even in the abstract: there are as many in the checkpoint."""
+  stored = collections.Counter()
+  for name in found:
+    match = _LAYER.match(name)
+    if match:
+      stored[match[1]] = max(stored[match[1]], int(match[2]) + 1)
+  if isinstance(config, t5.T5Config):
+    wanted = {'encoder/': config.num_encoder_layers, 'decoder/': config.num_decoder_layers}
+  else:
+    wanted = {'': config.num_layers}
+  for stack, count in wanted.items():
+    if stored[stack] < count:
+      raise errors.CheckpointError(
+          what=f'number of {stack}layers', where=where, got=stored[stack], expected=f'{count}, as configured',
+          fix='the configuration and the weights do not belong together, or a file is missing')
 
 
 def local_path(path: str | os.PathLike) -> pathlib.Path:

@@ -25,7 +25,6 @@ WEIGHTS, INDEX, CONFIG = 'model.safetensors', 'model.safetensors.index.json', 'c
 MAX_JSON_BYTES = 16 << 20
 _PLAIN_NAME = re.compile(r'[A-Za-z0-9][A-Za-z0-9_.\-]*\.safetensors')
 _PREFIXES = ('model.', 'language_model.model.', 'model.language_model.')
-_LAYER = re.compile(r'(?:.*\.)?(layers|encoder\.block|decoder\.block)\.(\d+)\..*')
 
 Config = gemma.DecoderConfig | t5.T5Config
 
@@ -56,7 +55,6 @@ def open_checkpoint(
   if config is None:
     where = str(path / CONFIG)
     config = hf_config.parse(read_config(path), where=where, has_head='lm_head.weight' in tensors)
-  _check_depth(config, tensors, path)
   multimodal = any(hf_names.VISION.fullmatch(name) for name in tensors)
   prefix = _prefix(config, tensors, path)
   head = 'language_model.lm_head.weight' if prefix == 'language_model.model.' else 'lm_head.weight'
@@ -203,23 +201,6 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     raise
   except (OSError, ValueError, RecursionError) as error:
     raise errors.CheckpointError(what='unreadable JSON', where=str(path), got=str(error)) from error
-
-
-def _check_depth(config, tensors, path):
-  """Before anything is built for a configuration: it and the file agree on the number of layers."""
-  stored = {}
-  for name in tensors:
-    match = _LAYER.fullmatch(name)
-    if match and not hf_names.VISION.fullmatch(name):
-      stored[match[1]] = max(stored.get(match[1], 0), int(match[2]) + 1)
-  if isinstance(config, t5.T5Config):
-    wanted = {'encoder.block': config.num_encoder_layers, 'decoder.block': config.num_decoder_layers}
-  else:
-    wanted = {'layers': config.num_layers}
-  if stored != wanted:
-    raise errors.CheckpointError(
-        what='number of layers', where=str(path), got=stored or 'none', expected=f'{wanted}, as configured',
-        fix='the configuration belongs to other weights, or a file is missing')
 
 
 def _prefix(config, tensors, path):

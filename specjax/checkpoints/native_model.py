@@ -71,6 +71,8 @@ def open_orbax(
   else:
     checkpoints = native.TrainingCheckpoints(path)
     step = checkpoints.newest()
+    if step is None:
+      raise errors.CheckpointError(what='no checkpoint', where=str(path), expected='folders step_<number>')
   metadata, folder = checkpoints.metadata(step), checkpoints.path(step)
   if config is None:
     model = metadata.get('model')

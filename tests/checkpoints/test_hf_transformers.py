@@ -24,7 +24,8 @@ _LINEAR = dict(
 _LLAMA3 = dict(
     rope_type='llama3', rope_theta=500_000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
     original_max_position_embeddings=16)
-_T5 = dict(vocab_size=96, d_model=32, d_kv=6, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=4)
+_T5 = dict(vocab_size=96, d_model=32, d_kv=6, d_ff=40, num_layers=2, num_decoder_layers=3, num_heads=4,
+    attn_implementation='eager')
 
 # Name: configuration class, model class, fields.
 MODELS = {
