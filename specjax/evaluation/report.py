@@ -208,7 +208,8 @@ def _facts(directory, rows, run, every, matched, figures, text, damage):
       'undecided': [_line(s, every) for s in every if s.is_undecided],
       'compared': sum(not s.is_baseline and s.speedup.estimate is not None for s in every),
       'matched': _matched(matched), 'matched_columns': table.matched_columns(matched_lib.FRACTIONS),
-      'theory': _theory(every), 'categories': _categories(every), 'samples': _samples(directory, rows),
+      'theory': _theory(every), 'categories': _categories(every), 'corpus': _corpus(every),
+      'corpus_text': _corpus_text(every), 'samples': _samples(directory, rows),
       'errors': [row for row in rows if row['error']][:10], 'definitions': exports.METRIC_DEFINITIONS,
       'executables': [e for s in sessions for e in s.get('executables', ())], 'damage': damage,
       'number': table.number, 'interval': table.with_interval,
@@ -293,6 +294,21 @@ def _headline(baseline, mine, matched):
     best = leading[0].gains[1.0]
     gain = f'{table.with_interval(best.interval, unit="x")} ({table.number(best.series.pct_of_limit, 0)} % of the limit)'
   return {'baseline': baseline, 'speculative': speculative, 'leading': [line.title for line in leading], 'gain': gain}
+
+
+def _corpus(every):
+  """Per series and name: what papers quote, see `corpus_scores`."""
+  return [{'pair': series.pair, 'task': series.task, 'temperature': series.temperature, 'top_p': series.top_p,
+           'method': series.method, 'knob': series.knob_value, 'num_draft_tokens': series.num_draft_tokens, 'name': name,
+           'value': table.with_interval(interval, 2 if interval.estimate > 1 else 3)}
+          for series in every for name, interval in series.scores.items()]
+
+
+def _corpus_text(every):
+  """The same as a Markdown table, '' without any."""
+  found = [tuple(str(value) for value in line.values()) for line in _corpus(every)]
+  header = ('pair', 'task', 'T', 'top-p', 'method', 'knob', 'K', 'score', 'value [95 % CI]')
+  return markupsafe.Markup(markupsafe.escape(table.markdown_table([header, *found]))) if found else ''
 
 
 def _categories(every):

@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 
+import fake_runner
 from specjax.evaluation import corpus_scores
+from specjax.evaluation import evaluate
+from specjax.evaluation import report
 from specjax.metrics import text_overlap
 
 REFERENCES = ['the cat sat on the mat today', 'a man went up the hill', 'it is late now', 'we all live in a house']
@@ -57,3 +60,22 @@ def test_rows_without_scores_and_rows_of_older_runs():
   assert corpus_scores.of_rows([], seed=0) == {}
   assert corpus_scores.of_rows([{'question_id': 'a', 'score': None}], seed=0) == {}
   assert corpus_scores.of_rows([{'question_id': 'a', 'score': 1.0, 'score_name': 'accuracy'}], seed=0) == {}
+
+
+def test_a_run_reports_corpus_scores(tmp_path):
+  pytest.importorskip('sacrebleu')
+  import json
+  folder = tmp_path / 'data' / 'wmt14_en_de'
+  folder.mkdir(parents=True)
+  lines = [{'en': f'house number {n}', 'de': f'das ist Haus Nummer {n}'} for n in range(6)]
+  (folder / 'test.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
+  evaluate.evaluate(**fake_runner.settings(
+      tasks=['wmt14_en_de'], methods=['autoregressive', 'speculative'], data_dir=str(tmp_path / 'data'),
+      output_path=str(tmp_path / 'out')))
+  written = report.write(tmp_path / 'out')
+  results = json.loads((tmp_path / 'out' / 'results.json').read_text())['results']
+  for series, stored in zip(written.series, results, strict=True):
+    assert text_overlap.bleu_name() in series.scores and stored['scores'][text_overlap.chrf_name()]['estimate'] is not None
+  for name in ('report.html', 'report.md'):
+    text = (tmp_path / 'out' / name).read_text()
+    assert 'Corpus scores' in text and 'tok:13a' in text
