@@ -50,7 +50,7 @@ def _scanned(params):
   return found
 
 
-def _write_array(store, value, *, compressor, chunks=None):
+def write_array(store, value, *, compressor, chunks=None):
   """One zarr array at a kvstore spec; returns its metadata."""
   dtype = 'bfloat16' if value.dtype == ml_dtypes.bfloat16 else value.dtype.str
   metadata = {
@@ -88,7 +88,7 @@ def write_legacy(folder, params, *, version=3, bucket=None, inline=(), compresso
     if version < 3 and value.dtype == ml_dtypes.bfloat16:
       value = value.view(np.uint16)
     stored_name = f'target.{name.replace("/", ".")}'
-    metadata = _write_array(
+    metadata = write_array(
         {'driver': 'file', 'path': f'{path}/{stored_name}/'}, value, compressor=compressor,
         chunks=chunks and chunks(value.shape))
     node[last] = _description(stored_name, metadata, value.dtype, bucket, old_paths)
@@ -120,6 +120,6 @@ def write_orbax(folder, params, *, ocdbt=True):
     store = {'driver': 'file', 'path': f'{state}/{name}/'}
     if ocdbt:
       store = {'driver': 'ocdbt', 'base': {'driver': 'file', 'path': f'{state}/'}, 'path': f'{name}/'}
-    _write_array(store, value, compressor='zstd')
+    write_array(store, value, compressor='zstd')
   (path / 'commit_success.txt').write_text('done')
   return path
