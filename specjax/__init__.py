@@ -25,13 +25,17 @@ _LAZY = {
     'load_pair': ('specjax.pairs.builtin', 'load_pair'),
 }
 
-__all__ = sorted(_LAZY)
+_PACKAGES = ('drafters', 'ops', 'routers', 'rules')
+
+__all__ = sorted((*_LAZY, *_PACKAGES))
 
 
 def __getattr__(name):
   if name in _LAZY:
     module, attribute = _LAZY[name]
     return getattr(importlib.import_module(module), attribute)
+  if name in _PACKAGES:
+    return importlib.import_module(f'specjax.{name}')
   raise AttributeError(f"module 'specjax' has no attribute {name!r}")
 
 

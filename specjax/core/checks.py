@@ -28,15 +28,18 @@ HISTORY_DEPENDENT = (
 
 # Knobs of rules with a range of their own; any other is a finite number.
 _KNOB_RANGES = {
-    'lenience': dict(
-        low=0, high=1, high_open=True,
+    'lenience': dict(  # The largest float32 below 1: what rounds to 1 would divide by 0.
+        low=0, high=1 - 2**-24,
         fix="0 is lossless, at 1 nothing would be verified; Leviathan's factor l is 1 - lenience"),
+    'rate': dict(low=0, high=1),
     'target_weight': dict(low=0, high=1)}
 
 
 def real(name, value, *, low=-math.inf, high=math.inf, low_open=False, high_open=False, fix=None, where=None):
   """`value` as a float inside the interval; otherwise `ParamError`."""
-  bounds = f"a number in {'(' if low_open else '['}{low:g}, {high:g}{')' if high_open else ']'}"
+  bounds = f"a number in {'(' if low_open else '['}{low:.9g}, {high:.9g}{')' if high_open else ']'}"
+  if getattr(value, 'ndim', None) == 0 and not isinstance(value, np.generic):
+    value = np.asarray(value)[()]  # An array of one number is a number.
   if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.floating, np.integer)):
     raise errors.ParamError(what=name, where=where, got=value, expected=bounds, fix=fix)
   value = float(value)

@@ -3,6 +3,7 @@
 import dataclasses
 from typing import Any
 
+import jax
 import numpy as np
 
 from specjax.core import checks
@@ -31,6 +32,7 @@ class DecodeResult:
     text: list of decoded strings, up to an EOS, a stop sequence or a stop string; None when the pair has no tokenizer.
     log_probs: list of float arrays, the target's own log-probability of each token (temperature 1, no bias), nats.
     stats: `DecodeStats` of int64[N] and int64[N, K].
+    record: what the method's recorder kept, arrays of N rows; None without one.
   """
 
   prompt_index: np.ndarray
@@ -41,6 +43,7 @@ class DecodeResult:
   text: list[str] | None
   log_probs: list[np.ndarray] | None
   stats: types.DecodeStats
+  record: Any = None
 
 
 def generate(
@@ -87,8 +90,7 @@ def generate(
 def _decode(batches, pair, state):
   """`run.Collected` of a batch decoded to the end; rows with a stop string in their text are stopped on the way."""
   decoder, most = batches.decoder, batches.decoder.num_phases * batches.capacity
-  # A decoder that may take its tokens back is not interrupted.
-  chunk = ROUNDS_BETWEEN_SEARCHES if batches.stop_strings and decoder.num_phases == 1 else most
+  chunk = ROUNDS_BETWEEN_SEARCHES if batches.stop_strings else most
   for _ in range(0, most, chunk):
     state = run.decode(decoder, pair.params, state, max_steps=chunk)
     found = run.collect(state)
@@ -171,6 +173,7 @@ class Batches:
         text=text,
         log_probs=[generated(batch, i, 'log_probs') for batch, i in rows] if has_log_probs else None,
         stats=merged.stats,
+        record=jax.tree.map(lambda *leaves: np.concatenate(leaves)[:count], *(batch.record for batch in collected)),
     )
 
   def has_stop_string(self, tokenizer, tokens):
@@ -213,6 +216,10 @@ def plan(
   eos = inputs.eos_ids(pair, eos_ids)
   sequences = stops.check_sequences(stop_sequences, pair.target.vocab_size)
   strings = stops.check_strings(stop_strings, pair.tokenizer)
+  if strings and decoder.num_phases > 1:
+    raise errors.ParamError(
+        what='stop_strings', got=strings, expected='none with a decoder that judges whole answers',
+        fix='stop_sequences end an answer on the device, before it is judged')
   prompt_index = np.repeat(np.arange(count), num_samples)
   sample_index = np.tile(np.arange(num_samples), count)
   width = bucket(max(map(len, ids)))
@@ -330,7 +337,8 @@ def _merge_stats(collected, count):
 
 def _broken_rows(collected, names):
   """`LogitsError` that names the first of the `collected` rows whose laws broke, or None."""
-  for status, model in ((types.Status.NONFINITE, 'target'), (types.Status.NONFINITE_DRAFTER, 'drafter')):
+  blamed = ((types.Status.NONFINITE, 'target'), (types.Status.NONFINITE_DRAFTER, 'drafter, or the rule that reads its law,'))
+  for status, model in blamed:
     rows = np.flatnonzero(collected.status[:len(names)] == status)
     if rows.size:
       row = int(rows[0])

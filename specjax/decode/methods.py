@@ -24,7 +24,8 @@ def speculative(
     num_draft_tokens: K in [0, 256]; 0 is autoregressive decoding of the target, and refuses a rule with another law.
     rule: a target rule (`specjax.rules`); None is lossless.
     bonus: 'rule' or 'target', the law of the token after full acceptance.
-    verifier: 'token' or 'block'; the law is the same, blocks keep at least as many tokens.
+    verifier: 'token' or 'block'; blocks keep at least as many tokens. The law is the same, but with `bonus='target'` and a
+      rule that is not lossless: whole drafts, and so the target's token behind them, are more frequent with blocks.
     max_draft_tokens: traced cap in 0..K on the proposal's length; 0 is the autoregressive baseline of the same executable.
     stopping: a policy of `specjax.drafters.stopping` that ends a draft before K tokens, or None.
     recorder: what to keep of each step (`specjax.decode.recorders`), or None.
@@ -33,15 +34,24 @@ def speculative(
   checks.num_draft_tokens(num_draft_tokens)
   if max_draft_tokens is not None:
     checks.integer('max_draft_tokens', max_draft_tokens, low=0, high=num_draft_tokens, over=errors.ParamError)
-  if bonus not in ('rule', 'target'):
-    raise errors.ParamError(what='bonus', got=bonus, expected="'rule' or 'target'")
-  if verifier not in _VERIFIERS:
+  checks.choice('bonus', bonus, ('rule', 'target'))
+  if not isinstance(with_log_probs, bool):
+    raise errors.ParamError(what='with_log_probs', got=with_log_probs, expected='True or False')
+  if not isinstance(verifier, str) or verifier not in _VERIFIERS:
     raise errors.ParamError(what='verifier', got=verifier, expected="'token' or 'block'")
   rule = lossless.Lossless() if rule is None else check_rule(rule)
   if num_draft_tokens == 0 and not rule.is_lossless:
     raise errors.ParamError(
         what=f'rule {type(rule).__name__} with num_draft_tokens', got=0, expected='at least 1',
         fix="without drafts there is the target's law alone: leave the rule out, or draft; max_draft_tokens=0 keeps a rule")
+  given = dict(stopping=stopping is not None, verifier=verifier != 'token', bonus=bonus != 'rule',
+               max_draft_tokens=max_draft_tokens is not None)
+  if num_draft_tokens == 0 and any(given.values()):
+    raise errors.ParamError(
+        what='num_draft_tokens with ' + ', '.join(name for name, is_given in given.items() if is_given), got=0,
+        expected='at least 1', fix='without drafts these options have no effect: leave them out')
+  if recorder is not None:
+    _check_part('recorder', recorder, 'update', 'a recorder such as specjax.decode.recorders.SummaryRecorder()')
   if stopping is not None:
     _check_part('stopping', stopping, 'threshold', 'a policy of specjax.drafters.stopping')
     checks.real(f'{type(stopping).__name__}.threshold', stopping.threshold)
@@ -74,8 +84,7 @@ def token_cascade(*, router, chunk):
   """
   checks.integer('chunk', chunk, low=1, high=checks.MAX_DRAFT_TOKENS + 1)
   _check_part('router', router, 'knobs', 'a router such as specjax.ChowRouter(threshold=0.3)')
-  for knob in router.knobs:
-    checks.real(f'{type(router).__name__}.{knob}', getattr(router, knob))
+  router = _with_floats(router)
   return lambda pair: routed.RoutedDecoder(
       target=widened(pair.target, chunk), drafter=pair.drafter, router=router, chunk=chunk)
 
@@ -116,12 +125,16 @@ def _check_part(what, part, attribute, expected):
     raise errors.ParamError(what=what, got=got, expected=expected)
 
 
+def _with_floats(part):
+  """`part` with every knob checked and a float: 0 and 0.5 must not be two executables."""
+  return dataclasses.replace(
+      part, **{knob: checks.knob(knob, getattr(part, knob), where=type(part).__name__) for knob in part.knobs})
+
+
 def check_rule(rule):
-  """`rule`, or `ParamError` for a knob that is not a number in its range."""
+  """`rule` with floats for knobs, or `ParamError` for a knob that is not a number in its range."""
   _check_part('rule', rule, 'is_lossless', 'a rule such as specjax.Chow(threshold=0.3)')
-  for knob in rule.knobs:
-    checks.knob(knob, getattr(rule, knob), where=type(rule).__name__)
-  return rule
+  return _with_floats(rule)
 
 
 def check_sampling(rule, sampling):

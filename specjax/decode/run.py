@@ -38,9 +38,15 @@ def compile_log():
   return tuple(_LOG)
 
 
+def forget():
+  """Drops all executables; the log stays. A process can hold a few hundred: each takes maps of memory, of which there are
+  65,530 by default on Linux, and then LLVM cannot allocate any."""
+  _EXECUTABLES.clear()
+
+
 def clear():
   """Forgets all executables and the log."""
-  _EXECUTABLES.clear()
+  forget()
   _LOG.clear()
 
 

@@ -27,7 +27,11 @@ class TokenVerifier:
 
 @struct.dataclass(kw_only=True)
 class BlockVerifier:
-  """Block verification of a chain: the same law, at least as many tokens kept (Sun et al. 2025, Algorithm 2)."""
+  """Block verification of a chain: at least as many tokens kept (Sun et al. 2025, Algorithm 2).
+
+  The law is that of token verification, but where `bonus='target'` gives the token behind a whole draft another law than
+  the rule's: whole drafts are kept more often here.
+  """
 
   def __call__(self, accept_uniforms, final_uniforms, *, tokens, length, drafter_log_probs, goal_log_probs):
     return verification.verify_block(
@@ -140,7 +144,7 @@ class SpeculativeDecoder:
     log_probs = goal.log_probs
     if self.rule.truncates == 'output':
       log_probs = warping.truncate(log_probs, state.sampling, live=live)
-    if has_law and self.bonus == 'target':
+    if not self.rule.is_lossless and self.bonus == 'target':
       is_bonus = jnp.arange(log_probs.shape[1], dtype=jnp.int32)[None, :] == proposal.length[:, None]
       log_probs = jnp.where(is_bonus[:, :, None], target.truncated, log_probs)
     return types.Goal(log_probs, goal.deferral)

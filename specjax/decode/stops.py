@@ -20,7 +20,10 @@ def check_sequences(sequences, vocab_size):
   Raises:
     ParamError: an empty sequence, or text. LimitError: more than 64, or longer than 64 tokens. VocabError: no such id.
   """
-  if isinstance(sequences, str) or any(isinstance(sequence, str) for sequence in sequences):
+  if not isinstance(sequences, (list, tuple)):
+    raise errors.ParamError(
+        what='stop_sequences', got=sequences, expected='a list of lists of token ids', fix='pass text as stop_strings')
+  if any(isinstance(sequence, str) for sequence in sequences):
     raise errors.ParamError(
         what='stop_sequences', got='text', expected='lists of token ids', fix='pass text as stop_strings')
   checks.integer('number of stop_sequences', len(sequences), low=0, high=MAX_STOPS)
@@ -62,7 +65,7 @@ def check_strings(strings, tokenizer):
   Raises:
     ParamError: not a list of non-empty strings, or there is no tokenizer to make text with. LimitError: more than 64.
   """
-  if isinstance(strings, str) or not all(isinstance(string, str) and string for string in strings):
+  if not isinstance(strings, (list, tuple)) or not all(isinstance(string, str) and string for string in strings):
     raise errors.ParamError(
         what='stop_strings', got=strings, expected='a list of non-empty strings', fix='pass token ids as stop_sequences')
   checks.integer('number of stop_strings', len(strings), low=0, high=MAX_STOPS)

@@ -11,6 +11,8 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specjax.ops import divergences
+
 
 class StoppingInputs(NamedTuple):
   """What a policy sees before a token is drawn. *Unbatched*.
@@ -47,7 +49,7 @@ class MaxProbability:
 
 @struct.dataclass(kw_only=True)
 class Entropy:
-  """Stops where the entropy of the drafter's law at temperature 1 exceeds `threshold` (nats)."""
+  """Stops where the entropy of the drafter's law at temperature 1 exceeds `threshold` (nats). Source: ours."""
 
   threshold: Any
 
@@ -56,8 +58,7 @@ class Entropy:
     return jnp.zeros(())
 
   def __call__(self, state, inputs):
-    log_probs = inputs.plain_log_probs
-    entropy = -jnp.sum(jnp.where(log_probs > -jnp.inf, jnp.exp(log_probs) * log_probs, 0))
+    entropy = divergences.entropy(inputs.plain_log_probs)
     return entropy > jnp.asarray(self.threshold, entropy.dtype), state
 
 
@@ -65,7 +66,7 @@ class Entropy:
 class Survival:
   """Stops where the chance that the whole proposal survives, by the drafter's own confidence, falls below `threshold`.
 
-  The confidence of the drafted tokens times the largest probability of the next law, at temperature 1.
+  The confidence of the drafted tokens times the largest probability of the next law, at temperature 1. Source: ours.
   """
 
   threshold: Any

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from specjax.core import checks
 from specjax.core.errors import ConfigError
+from specjax.decode import run
 from specjax.evaluation import grid
 from specjax.evaluation import interrupts
 from specjax.evaluation import methods as methods_lib
@@ -106,6 +107,7 @@ def evaluate(
       sweep.check_memory(pair, of_pair)
     for pair, of_pair in by_pair.items():
       sweep.run_pair(pair, of_pair)
+      run.forget()
     sweep.finish()
   return out.path
 

@@ -29,7 +29,7 @@ class ChowRouter:
 
 @struct.dataclass(kw_only=True)
 class EntropyRouter:
-  """Defers where the entropy of the drafter's law at temperature 1 is above the threshold (nats)."""
+  """Defers where the entropy of the drafter's law at temperature 1 is above the threshold (nats). Source: ours."""
 
   threshold: Any
   needs_target: ClassVar[bool] = False
@@ -43,7 +43,7 @@ class EntropyRouter:
 
 @struct.dataclass(kw_only=True)
 class RandomRouter:
-  """Defers each token with probability `rate`, whatever the laws: the line that every other router must beat."""
+  """Defers each token with probability `rate`, whatever the laws: the line that every other router must beat. Source: ours."""
 
   rate: Any
   needs_target: ClassVar[bool] = False

@@ -13,6 +13,8 @@ class Mixture:
   """The goal is (1 - w) q + w p with the same weight w = `target_weight` in [0, 1] at every position.
 
   0 is the drafter, 1 the target. The rejection rate is w D_TV(p, q): what a deferral rule should beat.
+
+  Source: ours, as a control.
   """
 
   target_weight: Any

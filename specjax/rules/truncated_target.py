@@ -16,6 +16,8 @@ class TruncatedTarget:
   not like the drafter: what a token-specific rule gains over it comes from the drafter's law and not from the truncation.
   The threshold runs from 0 (only the target's best tokens) to 1 (its whole law); below 0 A is empty and the goal is the
   target's whole law too.
+
+  Source: ours, as a control.
   """
 
   threshold: Any

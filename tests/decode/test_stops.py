@@ -230,3 +230,10 @@ def test_bad_stops_are_refused_before_compilation(pair, changes, error, text):
 def test_strings_need_a_tokenizer(pair):
   with pytest.raises(errors.ParamError, match='tokenizer'):
     decode(dataclasses.replace(pair, tokenizer=None), stop_strings=['ab'])
+
+
+def test_strings_are_refused_where_whole_answers_are_judged(pair):
+  """The drafter's answer would be judged by text behind the string."""
+  cascade = specjax.sequence_cascade(confidence='sum_log_prob', threshold=-20.0)
+  with pytest.raises(errors.ParamError, match='stop_strings.*stop_sequences'):
+    decode(pair, cascade, stop_strings=['a'])

@@ -130,8 +130,8 @@ CASES = {
         neighbour=rule_oracles.bild_goal(-1.0)),
     'truncated target': Case(
         **CONTROL, values=(-0.1, 0.0, 1.0, 0.6), warps=MIXED, seed=12, neighbour=oracles.token_v3_goal(0.6)),
-    'truncated target, bonus option without effect, encoder-decoder': Case(
-        **CONTROL, values=(0.5,), warps=FEW, num_draft_tokens=1, bonus='target', has_encoder=True),
+    'truncated target, bonus from the target, encoder-decoder': Case(
+        **CONTROL, values=(0.0, 0.1, 0.5), warps=FEW, num_draft_tokens=1, bonus='target', has_encoder=True),
 }
 
 
