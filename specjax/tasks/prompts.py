@@ -2,12 +2,20 @@
 
     decoder only      bos inputs separator | targets eos      the prompt ends before the bar
     encoder-decoder   encoder: inputs eos    decoder: pad | targets eos
+
+A conversation goes on behind the model's own answer, token for token as it was generated:
+
+    decoder only      bos turn separator answer eos turn separator |
+    encoder-decoder   encoder: turn answer turn eos    decoder: pad |
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 from specjax.tasks.example import Example
 from specjax.tasks.vocabulary import Tokenizer
+
+FOLLOW_UP_MARKS = 2
 
 
 def prompt_tokens(text: str, tokenizer: Tokenizer, family: Literal['decoder-only', 'encoder-decoder']) -> list[int]:
@@ -16,6 +24,25 @@ def prompt_tokens(text: str, tokenizer: Tokenizer, family: Literal['decoder-only
   if family == 'decoder-only':
     return [tokenizer.bos_id, *tokens, tokenizer.separator_id]
   return [*tokens, tokenizer.eos_id]
+
+
+def follow_up(prompt: Sequence[int], answer: Sequence[int], turn: Sequence[int], tokenizer: Tokenizer,
+              family: Literal['decoder-only', 'encoder-decoder']) -> list[int]:
+  """The prompt of the next turn.
+
+  Args:
+    prompt: of the turn before.
+    answer: what was generated, perhaps with its eos.
+    turn: what is asked next, as `tokenizer.encode` gives it.
+    tokenizer, family: of the model.
+
+  Returns:
+    At most `FOLLOW_UP_MARKS` tokens more than the three together.
+  """
+  answer = [token for token in answer if token != tokenizer.eos_id]
+  if family == 'decoder-only':
+    return [*prompt, *answer, tokenizer.eos_id, *turn, tokenizer.separator_id]
+  return [*(token for token in prompt if token != tokenizer.eos_id), *answer, *turn, tokenizer.eos_id]
 
 
 def decoder_only_prompt(example: Example, tokenizer: Tokenizer) -> list[int]:
