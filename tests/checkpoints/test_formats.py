@@ -131,7 +131,10 @@ def test_output_that_exists_is_left_alone(tmp_path):
   with pytest.raises(errors.ConfigError, match='exists'):
     write(folder, 'native')
   assert before == {path.name: path.read_bytes() for path in folder.iterdir()}
-  assert [path.name for path in tmp_path.iterdir()] == ['model']
+  (tmp_path / 'empty').mkdir()  # A rename would replace it.
+  with pytest.raises(errors.ConfigError, match='exists'):
+    write(tmp_path / 'empty', 'native')
+  assert {path.name for path in tmp_path.iterdir()} == {'model', 'empty'}
 
 
 def test_a_writer_that_fails_leaves_nothing(tmp_path):

@@ -201,7 +201,10 @@ def test_all_broken_numbers_are_named(folder):
     dict(intermediate_size=48), dict(model_type='gemma3_text'), dict(model_type='gemma'), dict(tie_word_embeddings=False)])
 def test_configuration_of_other_weights_is_refused(folder, changes):
   edit_json(folder / hf.CONFIG, **changes)
-  assert 'number of layers' in (message := refusal(folder)) or 'checkpoint of another model' in message
+  message = refusal(folder)
+  assert 'checkpoint of another model' in message or 'number of layers' in message
+  if changes.get('num_hidden_layers') == 1024:  # Building so deep a network to compare it would take a minute.
+    assert 'number of layers' in message
 
 
 @pytest.mark.parametrize('field, value', [
@@ -254,8 +257,10 @@ def test_files_that_a_manifest_does_not_list_are_no_part_of_the_model(tmp_path):
   folder = write(tmp_path / 'model', with_manifest=True)
   (folder / 'tokenizer.json').write_text('{}')
   specjax.load(folder)
-  (folder / 'other.safetensors').write_bytes(b'')
-  assert 'not in the manifest' in refusal(folder)
+  for name in ('other.safetensors', 'model.json'):
+    (folder / name).write_bytes(b'{}')
+    assert 'not in the manifest' in refusal(folder)
+    (folder / name).unlink()
 
 
 @pytest.mark.parametrize('prefix, head', [
