@@ -115,6 +115,8 @@ def widened(model, width):
   """`model` with room for blocks and rewinds of `width` tokens: a ring that is too small would lose old tokens silently."""
   if model.max_extend is None or model.max_extend >= width:
     return model
+  if 'max_extend' not in {field.name for field in dataclasses.fields(model)}:  # A view of another model.
+    return dataclasses.replace(model, model=widened(model.model, width))
   return dataclasses.replace(model, max_extend=width)
 
 

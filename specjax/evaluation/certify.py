@@ -15,6 +15,7 @@ from specjax.evaluation import output
 from specjax.evaluation import provenance
 from specjax.evaluation import task_sources
 from specjax.pairs import builtin
+from specjax.pairs import loaded
 from specjax.testing import certificate
 
 LOG = logging.getLogger('specjax.eval')
@@ -33,7 +34,8 @@ def certify(
 
   Args:
     method: name of a method.
-    pair, task: names.
+    pair: a built-in pair, or TARGET::DRAFTER, two checkpoints.
+    task: its name.
     threshold: value of the method's knob, or a tuple for several; None takes the first of its own sweep.
     num_draft_tokens: K on the pair; the toys have at most 3.
     bonus: 'rule' or 'target'.
@@ -63,12 +65,13 @@ def certify(
   if chosen.execution == 'alone' and chosen.model == 'drafter':
     raise ConfigError(what=method, where='certify.method', expected='a method of a pair', fix='Certify autoregressive.')
   build = lambda k: chosen.build(knob, methods_lib.Setting(k, bonus, 'none'))
-  loaded, examples = builtin.load_pair(pair), task_sources.load(task, split=split, count=num_prompts, seed=data_seed).examples
+  model_pair = loaded.load_named(pair) if loaded.is_named(pair) else builtin.load_pair(pair)
+  examples = task_sources.load(task, split=split, count=num_prompts, seed=data_seed).examples
   enumerated = certificate.enumerate_structure(
-      build(min(num_draft_tokens, MOST_ENUMERATED)), family=loaded.family, sampling=sampling)
+      build(min(num_draft_tokens, MOST_ENUMERATED)), family=model_pair.family, sampling=sampling)
   LOG.info('enumerated: %d configurations, largest total variation %.1e', *enumerated[:2])
   sampled = certificate.sample_pair(
-      build(num_draft_tokens), loaded, [example.inputs for example in examples], sampling=sampling, num_tokens=num_tokens,
+      build(num_draft_tokens), model_pair, [example.inputs for example in examples], sampling=sampling, num_tokens=num_tokens,
       num_samples=num_samples, seed=seed, batch_size=batch_size)
   result = {
       'config': config, 'knob': knob, 'law': chosen.summary, 'lossless': chosen.lossless,

@@ -31,14 +31,14 @@ def evaluate(
     batch_sizes: Sequence[int], max_new_tokens: int, max_samples: int, repeats: int, warmups: int, dtype: str, bonus: str,
     detail: str, split: str, data_seed: int, force_length: bool, output_path: str, data_dir: str | None = None,
     num_fewshot: int | Mapping[str, int] = 0, input_key: str = 'inputs', target_key: str = 'targets',
-    allow_code_execution: bool = False, resume: bool = False,
+    allow_code_execution: bool = False, vocabulary: str = 'same', resume: bool = False,
     overwrite: bool = False, profile: bool = False, operative_config: str | None = None,
     compilation_cache: Mapping | None = None, load_runner=runner_lib.load_runner,
 ):
   """The directory with the finished run's rows.
 
   Args:
-    pairs: names of built-in pairs.
+    pairs: names of built-in pairs, and TARGET::DRAFTER for two checkpoints of the user.
     tasks: names, see `task_sources.descriptions`.
     methods: names, see `methods.METHODS`. Those that exist at temperature 0 only are left out elsewhere.
     greedy_methods: those that are run at temperature 0; None is all of them.
@@ -61,6 +61,7 @@ def evaluate(
     num_fewshot: worked examples in front of every question of a data set, one number or by task name.
     input_key, target_key: fields of `jsonl:` and `tsv:` files.
     allow_code_execution: run the programs that a model writes, in a process without network, files and further processes.
+    vocabulary: 'same', or 'intersection' for checkpoints whose drafter has another vocabulary; lossless all the same.
     force_length: ignore EOS, for speed alone; nothing is scored, so methods that change the law are refused.
     output_path: directory of the run.
     resume, overwrite: what to do with results that are there.
@@ -116,7 +117,8 @@ def _checked(given):
   """The configuration as JSON, scalars checked."""
   for name, low in (('max_new_tokens', 1), ('max_samples', 1), ('repeats', 1), ('warmups', 1)):
     checks.integer(name, given[name], low=low, high=checks.MAX_NEW_TOKENS, where=f'evaluate.{name}')
-  for name, allowed in (('dtype', DTYPES), ('bonus', ('rule', 'target')), ('detail', ('none', 'summary'))):
+  for name, allowed in (('dtype', DTYPES), ('bonus', ('rule', 'target')), ('detail', ('none', 'summary')),
+                        ('vocabulary', ('same', 'intersection'))):
     if given[name] not in allowed:
       raise ConfigError(what=name, where=f'evaluate.{name}', got=given[name], expected=f'one of {allowed}')
   for name in ('pairs', 'tasks', 'methods', 'num_draft_tokens', 'temperatures', 'top_p', 'seeds', 'batch_sizes'):
@@ -129,6 +131,7 @@ def _checked(given):
           what=f'{lossy[0]} with a forced length', where='evaluate.force_length', expected='methods that keep the law',
           fix='Nothing is scored then, and the speed of a lossy method alone says nothing: run it without force_length.')
   # What is at its default changes nothing; left out, runs that were begun before it existed can be resumed.
-  idle = {name for name, value in task_sources.DataSettings._field_defaults.items() if given.get(name) == value}
+  defaults = task_sources.DataSettings._field_defaults | {'vocabulary': 'same'}
+  idle = {name for name, value in defaults.items() if given.get(name) == value}
   jsonable = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items() if name not in idle}
   return rows_lib.finite(jsonable)

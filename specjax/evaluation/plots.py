@@ -3,6 +3,7 @@
 import csv
 import io
 import pathlib
+import re
 import textwrap
 
 import matplotlib
@@ -71,6 +72,7 @@ def write_figure(figure, directory, name, data):
     name: without suffix.
     data: list of dicts with the same keys.
   """
+  name = re.sub(r'[^\w.,-]+', '_', name)  # A pair may be called by two paths.
   for suffix in ('png', 'svg'):
     buffer = io.BytesIO()
     metadata = {'Date': None} if suffix == 'svg' else {'Software': None}

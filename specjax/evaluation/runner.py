@@ -23,6 +23,7 @@ from specjax.evaluation import provenance
 from specjax.evaluation import rows
 from specjax.metrics import timing
 from specjax.pairs import builtin
+from specjax.pairs import loaded
 from specjax.rules import lossless
 from specjax.tasks import prompts
 
@@ -220,8 +221,11 @@ def _is_read(path, params):
   return not ('head' in params and 'embed' in names[0])
 
 
-def load_runner(name, *, dtype, bonus, force_length, detail):
-  """The `PairRunner` of a built-in pair."""
+def load_runner(name, *, dtype, bonus, force_length, detail, vocabulary='same'):
+  """The `PairRunner` of a built-in pair, or of the two checkpoints TARGET::DRAFTER."""
+  if loaded.is_named(name):
+    pair = loaded.load_named(name, dtype=jnp.dtype(dtype), vocabulary=vocabulary)
+    return PairRunner(pair, checkpoint_sha256=None, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail)
   pair = builtin.load_pair(name, dtype=jnp.dtype(dtype))
   with importlib.resources.as_file(importlib.resources.files('specjax.pairs') / 'data' / name) as directory:
     digest = provenance.sha256_of_files(directory.glob('*'))

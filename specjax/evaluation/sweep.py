@@ -24,7 +24,7 @@ from specjax.evaluation import rows as rows_lib
 
 LOG = logging.getLogger('specjax.eval')
 
-RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
+RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail', 'vocabulary')
 
 
 class Measured(NamedTuple):
@@ -101,7 +101,8 @@ class Sweep:
 
   def _load(self, pair, blocks):
     """(runner, questions by task, shape) of a pair."""
-    runner = self._load_runner(pair, **{name: self._config[name] for name in RUNNER_SETTINGS})
+    runner = self._load_runner(pair, **{
+        name: self._config[name] for name in RUNNER_SETTINGS if name in self._config})
     questions = {name: ask(task.examples, runner) for name, task in self._tasks.items()}
     shape = runner.shape(
         [question for asked in questions.values() for question in asked],

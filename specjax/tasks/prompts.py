@@ -19,11 +19,16 @@ FOLLOW_UP_MARKS = 2
 
 
 def prompt_tokens(text: str, tokenizer: Tokenizer, family: Literal['decoder-only', 'encoder-decoder']) -> list[int]:
-  """A question as a model of the family reads it."""
+  """A question as a model of the family reads it; other vocabularies than the built-in one may lack bos and separator."""
   tokens = tokenizer.encode(text)
   if family == 'decoder-only':
-    return [tokenizer.bos_id, *tokens, tokenizer.separator_id]
+    return [*([tokenizer.bos_id] if tokenizer.bos_id >= 0 else []), *tokens, *_separator(tokenizer)]
   return [*tokens, tokenizer.eos_id]
+
+
+def _separator(tokenizer):
+  token = getattr(tokenizer, 'separator_id', None)
+  return [] if token is None else [token]
 
 
 def follow_up(prompt: Sequence[int], answer: Sequence[int], turn: Sequence[int], tokenizer: Tokenizer,
@@ -41,7 +46,7 @@ def follow_up(prompt: Sequence[int], answer: Sequence[int], turn: Sequence[int],
   """
   answer = [token for token in answer if token != tokenizer.eos_id]
   if family == 'decoder-only':
-    return [*prompt, *answer, tokenizer.eos_id, *turn, tokenizer.separator_id]
+    return [*prompt, *answer, tokenizer.eos_id, *turn, *_separator(tokenizer)]
   return [*(token for token in prompt if token != tokenizer.eos_id), *answer, *turn, tokenizer.eos_id]
 
 

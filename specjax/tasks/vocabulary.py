@@ -63,9 +63,10 @@ class Tokenizer:
     return self._processor.unk_id()
 
   @functools.cached_property
-  def separator_id(self) -> int:
-    """The token of `SEPARATOR`."""
-    return self._processor.piece_to_id(SEPARATOR.replace(' ', '▁'))
+  def separator_id(self) -> int | None:
+    """The token of `SEPARATOR`; None in other vocabularies."""
+    token = self._processor.piece_to_id(SEPARATOR.replace(' ', '▁'))
+    return None if token == self.unk_id else token
 
   def encode(self, text: str) -> list[int]:
     """The tokens of a text, without bos or eos."""
