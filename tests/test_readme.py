@@ -4,6 +4,7 @@ import importlib.resources
 import pathlib
 import re
 
+import jax
 import numpy as np
 import pytest
 
@@ -15,7 +16,7 @@ DATA = pathlib.Path(str(importlib.resources.files('specjax.pairs'))) / 'data' / 
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(not DATA.is_file(), reason='the trained pairs are not there: run scripts/train_pairs.sh')
 def test_the_examples_of_the_readme_run_one_after_the_other():
-  assert len(BLOCKS) == 3
+  assert len(BLOCKS) == 4
   names = {}
   for block in BLOCKS:
     exec(compile(block, 'README.md', 'exec'), names)
@@ -23,5 +24,6 @@ def test_the_examples_of_the_readme_run_one_after_the_other():
       names['translated'] = names['result'].text
   assert len(names['translated']) == 2 and all(names['translated'])
   assert (names['found'].length > names['found'].prompt_length).all()
+  jax.tree.map(np.testing.assert_array_equal, names['weights'], names['params']['target'])
   assert names['result'].text is None and [len(row) for row in names['result'].tokens] == [16, 16]
   assert all(np.isfinite(row).all() for row in names['result'].log_probs)
