@@ -5,7 +5,6 @@ None, never 0 or NaN.
 """
 
 import dataclasses
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -128,11 +127,6 @@ def predicted_acceptance_length(rate, num_draft_tokens):
   return float(sum(float(rate) ** i for i in range(num_draft_tokens + 1)))
 
 
-def chained_acceptance_length(conditional_rates):
-  """1 + sum over i of the product of the conditional acceptance rates up to i: exact for a fixed draft length."""
-  return 1.0 + float(np.sum(np.cumprod(np.asarray(conditional_rates, np.float64))))
-
-
 def predicted_speedup(rate, num_draft_tokens, cost):
   """S = (1 - a^(K+1)) / ((1 - a)(1 + K c)), if the target's pass costs the same for K + 1 tokens as for one.
 
@@ -151,24 +145,6 @@ def best_num_draft_tokens(rate, cost, *, largest=64):
   speedups = [predicted_speedup(rate, k, cost) for k in range(largest + 1)]
   best = int(np.argmax(np.asarray(speedups) > max(speedups) - 1e-12))
   return best, speedups[best]
-
-
-def latency_gain_at_matched_quality(
-    latencies: Sequence[float], qualities: Sequence[float], *, reference_latency: float, reference_quality: float,
-    fraction: float,
-):
-  """Reference latency / the lowest latency among points with quality >= fraction * reference quality; None if none."""
-  enough = [
-      latency for latency, quality in zip(latencies, qualities, strict=True)
-      if quality >= fraction * reference_quality
-  ]
-  return ratio(reference_latency, min(enough)) if enough else None
-
-
-def best_quality_within_budget(latencies: Sequence[float], qualities: Sequence[float], *, budget: float):
-  """The highest quality among points whose latency is at most `budget` (the reference's latency); None if none."""
-  within = [quality for latency, quality in zip(latencies, qualities, strict=True) if latency <= budget]
-  return max(within) if within else None
 
 
 def summary(counts):

@@ -98,12 +98,6 @@ def pass_limit(cost: StepCost, machine: Machine, *, width=1):
   return max(size / machine.bandwidth(size), width * cost.flops / machine.flops)
 
 
-def round_limit(target: StepCost, drafter: StepCost | None, machine: Machine, *, num_draft_tokens):
-  """Seconds that one round takes at least: K drafter passes and one target pass over K + 1 tokens per row."""
-  verifying = pass_limit(target, machine, width=num_draft_tokens + 1)
-  return verifying + (num_draft_tokens * pass_limit(drafter, machine) if num_draft_tokens else 0.0)
-
-
 def pct_of_limit(limit_seconds, measured_seconds):
   """100 t_limit / t_measured; None where nothing was measured."""
   return 100.0 * limit_seconds / measured_seconds if measured_seconds else None

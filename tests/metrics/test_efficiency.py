@@ -101,22 +101,3 @@ def test_predicted_speedup_agrees_with_the_closed_form():
 
 def test_drafting_cannot_help_when_the_drafter_costs_more_than_it_gains():
   assert efficiency.best_num_draft_tokens(0.3, 0.4) == (0, 1.0)
-
-
-def test_chained_length_is_exact_for_correlated_acceptances():
-  assert efficiency.chained_acceptance_length([0.75, 2 / 3, 1.0]) == pytest.approx(1 + 0.75 + 0.5 + 0.5)
-
-
-def test_latency_gain_at_matched_quality():
-  latencies, qualities = [0.5, 0.7, 0.9], [0.6, 0.79, 0.81]
-  gain = lambda fraction: efficiency.latency_gain_at_matched_quality(
-      latencies, qualities, reference_latency=1.0, reference_quality=0.8, fraction=fraction)
-  assert gain(1.0) == pytest.approx(1 / 0.9)
-  assert gain(0.97) == pytest.approx(1 / 0.7)
-  assert gain(0.5) == 2.0
-  assert gain(1.1) is None
-
-
-def test_best_quality_within_budget():
-  assert efficiency.best_quality_within_budget([0.5, 0.7, 1.2], [0.6, 0.7, 0.9], budget=1.0) == 0.7
-  assert efficiency.best_quality_within_budget([1.5], [0.9], budget=1.0) is None

@@ -9,17 +9,11 @@ from specjax.metrics import timing
 
 MACHINE = timing.Machine(bandwidths=((2**18, 50e9), (2**20, 10e9)), flops=100e9)
 TARGET = timing.StepCost(weight_bytes=4e6, cache_bytes=1e6, flops=2e6)
-DRAFTER = timing.StepCost(weight_bytes=4e5, cache_bytes=1e5, flops=2e5)
 
 
 def test_a_narrow_pass_is_bound_by_bytes_and_a_wide_one_by_operations():
   assert timing.pass_limit(TARGET, MACHINE) == pytest.approx(5e6 / 10e9)
   assert timing.pass_limit(TARGET, MACHINE, width=100) == pytest.approx(100 * 2e6 / 100e9)
-
-
-def test_a_round_is_k_drafter_passes_and_one_target_pass():
-  assert timing.round_limit(TARGET, DRAFTER, MACHINE, num_draft_tokens=4) == pytest.approx(5e-4 + 4 * 1e-5)
-  assert timing.round_limit(TARGET, None, MACHINE, num_draft_tokens=0) == pytest.approx(5e-4)
 
 
 def test_what_fits_in_a_cache_is_read_at_the_cache_s_rate():
