@@ -27,11 +27,14 @@ METRIC_DEFINITIONS = {
     'pct_of_limit': '100 x (time that bytes and operations of a round take at the measured rates) / measured time',
     'deferral_rate': 'weight of the target / evaluated drafts (speculative), tokens or queries',
     'tv_goal_drafter': 'mean TV(goal, drafter) over evaluated drafts: the rejection rate that theory predicts',
-    'rejection_gap': 'measured rejection rate - tv_goal_drafter; its interval from the variance of a martingale',
-    'gains': 'largest speed-up among the points of a method with that share of the target\'s quality; intervals include '
-             'the choice of the point, which is made on the same questions: optimistic',
-    'intervals': '95 %, 10,000 bootstrap samples: of batches sharing a clock for times (questions at batch 1), of '
-                 'questions for quality; Wilson for a proportion of questions',
+    'rejection_gap': 'measured rejection rate - tv_goal_drafter; Garwood intervals of the number of rejections, all series '
+                     'of the run together at 95 %',
+    'gains': 'largest speed-up among the points of a method with that share of the target\'s quality, cross-fitted: chosen on '
+             'one half of the questions, reported on the other, the mean of both ways; kept: the chosen points\' share of '
+             'the target\'s quality on the half where they were not chosen; knob and K are those chosen on all questions',
+    'intervals': '95 %, each for itself. Speed-ups: Student\'s t on the logarithm over batches (questions at batch 1), '
+                 'jackknife variance. Quality: 10,000 bootstrap samples of questions, widened for few; Wilson for a '
+                 'proportion of questions. None below three batches or questions',
 }
 
 

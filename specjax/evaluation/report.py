@@ -206,6 +206,7 @@ def _facts(directory, rows, run, every, matched, figures, text, damage):
       'other_figures': [figure.path.name for figure in figures if not figure.is_shown],
       'losing': [_line(s, every) for s in every if s.loses],
       'undecided': [_line(s, every) for s in every if s.is_undecided],
+      'unjudged': sum(s.is_unjudged for s in every),
       'compared': sum(not s.is_baseline and s.speedup.estimate is not None for s in every),
       'matched': _matched(matched), 'matched_columns': table.matched_columns(matched_lib.FRACTIONS),
       'theory': _theory(every), 'categories': _categories(every), 'corpus': _corpus(every),

@@ -51,7 +51,10 @@ def follows(name):
 
 
 def predicted(series):
-  """The rejection rate that theory predicts, TV(goal, drafter); '!' where the measured one differs beyond doubt."""
+  """The rejection rate that theory predicts, TV(goal, drafter); '!' where the measured one differs beyond doubt.
+
+  All marks of a table together appear at most once in twenty tables where theory holds.
+  """
   if series.tv_goal_drafter is None:
     return '-'
   gap = series.rejection_gap
@@ -105,16 +108,19 @@ def markdown_table(rows):
 
 
 def best_cell(best, *, with_limit=False, digits=2, unit=''):
-  """A cell of the matched tables: figure, interval, percent of the limit, '*' if nothing in its column is beyond it.
+  """A cell of the matched tables: figure, interval, quality that is kept where it was not chosen, percent of the limit of the
+  point that is chosen on all questions, '*' if nothing in its column is beyond it.
 
-  Where too few bootstrap samples have a point that qualifies, their share stands in place of the interval.
+  Where too few bootstrap samples have a point that qualifies on both halves, their share stands in place of the interval.
   """
   if best.interval.estimate is None:
     return '-'
   text = with_interval(best.interval, digits, unit=unit)
   if best.interval.low is None and best.share < 1:
     text += f' (reached in {100 * best.share:.0f} %)'
-  if with_limit and best.series.pct_of_limit is not None:
+  if best.kept.estimate is not None:
+    text += f' keeps {100 * best.kept.estimate:.0f} %'
+  if with_limit and best.series is not None and best.series.pct_of_limit is not None:
     text += f' at {best.series.pct_of_limit:.0f} %'
   return text + (' *' if best.is_leading else '')
 

@@ -31,8 +31,8 @@ class FakeRunner:
 
   def __init__(
       self, name, *, dtype='float32', bonus='rule', force_length=False, detail='none', clock_noise=0.0,
-      before_generate=None, ties=()):
-    del bonus
+      before_generate=None, ties=(), vocabulary='same'):
+    del bonus, vocabulary
     self.name = name
     self.calls = []
     self.late_compiles = False

@@ -2,6 +2,7 @@
 
 import functools
 
+import numpy as np
 import pytest
 
 import fake_runner
@@ -13,6 +14,7 @@ from specjax.evaluation import output
 from specjax.evaluation import row_log
 from specjax.evaluation import table
 from specjax.metrics import efficiency
+from specjax.metrics import statistics
 
 
 @pytest.fixture(scope='module')
@@ -78,9 +80,32 @@ def test_rows_of_a_batch_share_a_clock_group(finished):
   _, rows, _ = finished
   mine = [r for r in rows if r['pair'] == 'gemma' and r['method'] == 'speculative']
   assert set(aggregate.clock_groups(mine)) == {0, 1, 2, 3, 4, 5}
-  alone = [r | {'batch_index': 0} for r in mine]
-  assert set(aggregate.clock_groups(alone)) == {'0/0', '0/1'}
+  again = [r | {'seed': 1} for r in mine]  # no clusters of their own: the prompts are the same
+  assert set(aggregate.clock_groups(mine + again)) == {0, 1, 2, 3, 4, 5}
   assert len(set(aggregate.clock_groups([r | {'batch': 1} for r in mine]))) == 24
+
+
+@pytest.mark.parametrize('batches, is_unjudged', [(2, True), (3, False)])
+def test_fewer_than_three_batches_have_no_interval_and_lose_nothing(finished, batches, is_unjudged):
+  _, rows, run = finished
+  few = [row | {'choices': [row['choices'][0] | {'wall_time': [9 * row['choices'][0]['wall_time'][0]]}]}
+         if row['method'] == 'speculative' else row for row in rows if row['batch_index'] < batches]
+  slow = _of(aggregate.all_series(few, run), 'gemma', 'speculative')
+  assert slow.speedup.estimate < 1 and slow.is_unjudged == is_unjudged and slow.loses == (not is_unjudged)
+  assert not slow.is_undecided
+
+
+def test_greedy_seeds_are_one_sample_and_sampled_ones_are_several(finished, every):
+  # Sweeps of older versions ran temperature 0 with every seed.
+  _, rows, run = finished
+  doubled = rows + [row | {'seed': 1} for row in rows]
+  greedy = _of(aggregate.all_series(doubled, run), 'gemma', 'speculative')
+  once = _of(every, 'gemma', 'speculative')
+  assert (greedy.samples, greedy.counts, greedy.quality) == (once.samples, once.counts, once.quality)
+  assert greedy.equal_to_baseline == (24, 24) and greedy.categories == once.categories
+  assert greedy.speedup == pytest.approx(once.speedup) and greedy.seconds == pytest.approx(2 * once.seconds)
+  warm = aggregate.all_series([row | {'temperature': 1.0} for row in doubled], run)
+  assert _of(warm, 'gemma', 'speculative').samples == 2 * once.samples
 
 
 def test_percent_of_limit_by_hand(finished, every):
@@ -176,8 +201,23 @@ def test_rejections_are_checked_against_their_prediction_under_token_verificatio
            for row in rows]
   chow = {s.method: s for s in aggregate.all_series(moved, run)}['cascade_chow']
   predicted, evaluated = chow.tv_goal_drafter, chow.counts.evaluated
-  assert chow.rejection_gap.low == pytest.approx(predicted - 1.96 * (predicted / evaluated) ** 0.5, abs=1e-4)
+  count = statistics.count_interval(evaluated - chow.counts.accepted, confidence=1 - 0.05 / 2)  # two series are checked
+  assert chow.rejection_gap.low == pytest.approx(count.low / evaluated - predicted)
   assert table.predicted(chow).endswith(' !') and '!' not in table.predicted(found['cascade_chow'])
+
+
+def test_a_table_of_true_predictions_is_marked_once_in_twenty_at_most():
+  # 40 series with 0.2 to 8 expected rejections each, 400 tables; 4 standard errors of slack. One interval of 95 % per
+  # series, of a normal law with the predicted variance, marks nearly every table.
+  generator, marked = np.random.default_rng(2), 0
+  expected = np.linspace(0.2, 8.0, 40)
+  row = {'verifier': 'token', 'evaluated': 400}
+  for _ in range(400):
+    rejections = generator.binomial(400, expected / 400)
+    gaps = [aggregate._rejection_gap([row | {'accepted': 400 - count, 'tv_goal_drafter': mean / 400}], 1 - 0.05 / 40)
+            for count, mean in zip(rejections.tolist(), expected.tolist(), strict=True)]
+    marked += any(gap.low > 0 or gap.high < 0 for gap in gaps)
+  assert marked / 400 <= 0.05 + 4 * (0.05 * 0.95 / 400) ** 0.5
 
 
 def test_an_oracle_has_no_time(recorded):

@@ -52,7 +52,7 @@ class _Page(html.parser.HTMLParser):
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
   path = tmp_path_factory.mktemp('run')
-  evaluate.evaluate(**fake_runner.settings(thresholds=[0.1, 0.9]), output_path=str(path))
+  evaluate.evaluate(**fake_runner.settings(thresholds=[0.1, 0.9], max_samples=12), output_path=str(path))
   report.write(path)
   return path
 
@@ -165,8 +165,16 @@ def test_where_speculation_loses_is_said(finished, tmp_path):
   output.write_json(path / 'run.json', output.read_run(finished))
   for text in _facts_of(path)[:2]:
     section = text[text.index('Where speculation loses'):]
-    assert '1 of 6 settings are slower than the target alone beyond doubt' in section
+    assert '1 of 6 settings are slower than the target alone: the whole 95 % interval lies below 1' in section
   assert 'In none of the 6 settings' in (finished / 'report.md').read_text('utf-8')
+
+
+def test_settings_without_an_interval_are_counted(finished, tmp_path):
+  rows, _ = row_log.read(finished / 'rows.jsonl')
+  (tmp_path / 'rows.jsonl').write_bytes(b''.join(row_log.encode_line(row) for row in rows if row['batch_index'] < 2))
+  output.write_json(tmp_path / 'run.json', output.read_run(finished))
+  for text in _facts_of(tmp_path)[:2]:
+    assert '6 of 6 have no interval: a speed-up needs three batches of different prompts' in text
 
 
 def test_report_is_rebuilt_equal_from_the_rows(finished, tmp_path):
