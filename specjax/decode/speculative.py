@@ -144,7 +144,7 @@ class SpeculativeDecoder:
     log_probs = goal.log_probs
     if self.rule.truncates == 'output':
       log_probs = warping.truncate(log_probs, state.sampling, live=live)
-    if not self.rule.is_lossless and self.bonus == 'target':
+    if self.bonus == 'target' and not self.rule.is_lossless:
       is_bonus = jnp.arange(log_probs.shape[1], dtype=jnp.int32)[None, :] == proposal.length[:, None]
       log_probs = jnp.where(is_bonus[:, :, None], target.truncated, log_probs)
     return types.Goal(log_probs, goal.deferral)

@@ -60,6 +60,7 @@ class TruncatedMixture:
   needs_drafter_law: ClassVar[bool] = True
   greedy_only: ClassVar[bool] = False
   knobs: ClassVar[tuple[str, ...]] = ('share',)
+  is_lossless: ClassVar[bool] = False
 
   def __call__(self, params, inputs):
     share = jnp.asarray(self.share, inputs.target_log_probs.dtype)
