@@ -168,6 +168,7 @@ def blocks(
   """The `Block`s of a sweep, in the order they are run.
 
   Args:
+    seeds: temperature 0 is run with the first one only.
     greedy_methods: those of `methods` that are run at temperature 0; None is all.
 
   Raises:
@@ -191,7 +192,12 @@ def blocks(
   _report_left_out(chosen, samplings, greedy_methods)
   knobs = {method.name: knob_values(method, thresholds) for method in chosen}
   lengths = list(dict.fromkeys(num_draft_tokens))
-  settings = itertools.product(*map(dict.fromkeys, (pairs, tasks, batch_sizes, samplings, seeds)))
+  is_sampled = {sampling: sampling.temperature > 0 for sampling in samplings}
+  if len(set(seeds)) > 1 and not all(is_sampled.values()):
+    LOG.info('temperature 0 is run with seed %d only: seeds change no greedy token', seeds[0])
+  settings = [
+      setting for setting in itertools.product(*map(dict.fromkeys, (pairs, tasks, batch_sizes, samplings, seeds)))
+      if is_sampled[setting[3]] or setting[4] == seeds[0]]
   return [
       Block(tuple(
           Point(pair=pair, task=task, method=method.name, rule=method.rule, knob=knob, num_draft_tokens=k,

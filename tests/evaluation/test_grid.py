@@ -23,8 +23,8 @@ def _points(**changes):
 
 def test_every_point_of_the_grid_has_its_own_id():
   points = _points()
-  # Per block: 1 autoregressive, 2 draft lengths, 2 x 2 of the cascade.
-  assert len(points) == 2 * 2 * 2 * 2 * (1 + 2 + 4)
+  # Per block: 1 autoregressive, 2 draft lengths, 2 x 2 of the cascade; temperature 0 with one seed, 1 with two.
+  assert len(points) == 2 * 2 * (1 + 2) * (1 + 2 + 4)
   assert len({point.point_id for point in points}) == len(points)
 
 
@@ -50,7 +50,7 @@ def test_each_part_of_a_point_changes_its_id(change):
 
 def test_thresholds_and_temperatures_share_a_structure():
   chow = [p for p in _points() if p.method == 'cascade_chow' and p.pair == 't5' and p.batch == 8]
-  assert len(chow) == 16 and len({p.structure for p in chow}) == 2  # one per draft length
+  assert len(chow) == 12 and len({p.structure for p in chow}) == 2  # one per draft length
 
 
 def test_integers_and_floats_of_one_value_are_one_point():
@@ -105,6 +105,15 @@ def test_temperature_0_has_one_top_p_and_says_so(caplog):
   assert [(s.temperature, s.top_p) for s in found] == [(0.0, 1.0), (1.0, 0.25), (1.0, 1.0), (0.5, 0.25), (0.5, 1.0)]
   assert [r.getMessage() for r in caplog.records] == [
       'temperature 0 is run once, untruncated: top_p [0.25, 1.0], top_k 0 and min_p 0 have no effect there']
+
+
+def test_temperature_0_has_one_seed_and_says_so_once(caplog):
+  with caplog.at_level('INFO', logger='specjax.eval'):
+    points = _points(seeds=[7, 3, 7])
+  assert {p.seed for p in points if p.sampling.temperature == 0} == {7}
+  assert {p.seed for p in points if p.sampling.temperature == 1} == {7, 3}
+  assert [r.getMessage() for r in caplog.records] == [
+      'temperature 0 is run with seed 7 only: seeds change no greedy token']
 
 
 def test_greedy_only_methods_are_left_out_above_0_with_a_line_each(caplog):
