@@ -10,6 +10,7 @@ on held-back prompts of the same split, and the rate met there is given with its
 import contextlib
 import dataclasses
 import logging
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -40,7 +41,7 @@ COARSE = 7
 BISECTIONS = 14
 # Nearer to the goal than this a search on a finite set of prompts means nothing.
 CLOSE_ENOUGH = 0.0025
-# What a rate on held-back prompts may miss beside its interval.
+# What a rate on held-back prompts may be off the goal.
 TOLERANCE = 0.02
 
 
@@ -81,6 +82,8 @@ def calibrate(
     load_runner=runner_lib.load_runner,
 ):
   """The calibration as a JSON object, which is also written to `output_path`/calibration.json.
+
+  Its `outcome` on held-back prompts is 'met', 'not refuted' or 'missed'; `holds` is False where it is missed.
 
   Args:
     what: 'threshold'.
@@ -145,7 +148,7 @@ def _checked(config):
     checks.real('deferral_rate', config['deferral_rate'], low=0, high=1)
   else:
     checks.real('quality_floor', config['quality_floor'], low=0, high=2, low_open=True)
-  for name, low in (('calibration_samples', 2), ('held_back_samples', 2), ('batch_size', 1), ('max_new_tokens', 1),
+  for name, low in (('calibration_samples', 2), ('held_back_samples', 3), ('batch_size', 1), ('max_new_tokens', 1),
                     ('num_draft_tokens', 1)):
     checks.integer(name, config[name], low=low, high=checks.MAX_NEW_TOKENS, where=f'calibrate.{name}')
   checks.seed(config['seed'])
@@ -321,9 +324,8 @@ def _check(decoder, found, method, config):
       'calibration': {'deferral_rate': found.deferral_rate, 'quality': found.quality, 'prompts': len(decoder.calibration)},
       'held_back': dataclasses.asdict(rate)}
   if config['deferral_rate'] is not None:
-    half = (rate.high - rate.low) / 2
-    result['hit'] = abs(rate.estimate - config['deferral_rate']) <= TOLERANCE + half
-    return result
+    goal = config['deferral_rate']
+    return result | _judged(rate.low, rate.high, goal - TOLERANCE, goal + TOLERANCE)
   baseline = decoder.rows(methods_lib.BASELINE, (), decoder.held_back)
   columns = lambda many: ([row['score'] for row in many], [row['question_id'] for row in many])
   difference = statistics.difference_interval(*columns(rows), *columns(baseline), seed=aggregate.BOOTSTRAP_SEED)
@@ -331,10 +333,19 @@ def _check(decoder, found, method, config):
   result['held_back'] |= {'quality': _mean_score(rows), 'target_quality': target,
                           'quality_fraction': efficiency.ratio(_mean_score(rows), target),
                           'quality_difference': difference._asdict()}
-  # Not refuted: the interval of the difference reaches the floor.
-  allowed = (config['quality_floor'] - 1) * target
-  result['hit'] = (difference.estimate if difference.high is None else difference.high) >= allowed
-  return result
+  return result | _judged(difference.low, difference.high, (config['quality_floor'] - 1) * target, math.inf)
+
+
+def _judged(low, high, goal_low, goal_high):
+  """What held-back prompts say of the goal, by the ends of their interval: 'met' where all of it lies inside the goal's range,
+  'missed' where all of it lies outside, else 'not refuted'; `holds` is False for 'missed' alone."""
+  if low is not None and goal_low <= low and high <= goal_high:
+    outcome = 'met'
+  elif low is not None and (high < goal_low or low > goal_high):
+    outcome = 'missed'
+  else:
+    outcome = 'not refuted'
+  return {'outcome': outcome, 'holds': outcome != 'missed'}
 
 
 def text(result):
@@ -353,5 +364,8 @@ def text(result):
     ends = '' if difference['low'] is None else f' [{difference["low"]:+.4f}, {difference["high"]:+.4f}]'
     lines.append(f'held back: quality {held["quality"]:.4f} against the target\'s {held["target_quality"]:.4f}, difference '
                  f'{difference["estimate"]:+.4f}{ends}')
-  lines.append('the goal is met within the interval' if result['hit'] else 'THE GOAL IS MISSED on held-back prompts')
+  lines.append({
+      'met': 'the goal is met: all of the interval lies within it',
+      'not refuted': 'the goal is not refuted: the interval reaches it; more held-back prompts would tell',
+      'missed': 'THE GOAL IS MISSED on held-back prompts: all of the interval lies outside'}[result['outcome']])
   return '\n'.join(lines)

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import signal
 
@@ -35,7 +36,7 @@ def test_every_method_with_one_knob_hits_the_rate(tmp_path, name):
   goal = 0.3 if name != 'sequence_cascade_chow' else 0.5
   result = calibrate.calibrate(**_settings(
       tmp_path, method=name, deferral_rate=goal, temperature=0.0 if method.greedy_only else 1.0))
-  assert result['hit'] and abs(result['calibration']['deferral_rate'] - goal) < 0.05
+  assert result['holds'] and abs(result['calibration']['deferral_rate'] - goal) < 0.05
   low, high = result['attainable_deferral_rate']
   assert low <= goal <= high and result['level'] == method.execution
   values = [list(point.values())[0] for point in result['curve']]
@@ -89,7 +90,7 @@ def test_quality_floor_finds_the_least_deferral_that_keeps_it(tmp_path):
   assert below and below[-1]['quality'] < floor and chosen['deferral_rate'] - below[-1]['deferral_rate'] < 0.01
   held = result['held_back']
   assert held['quality_fraction'] == pytest.approx(held['quality'] / held['target_quality'])
-  assert result['hit'] and held['quality_difference']['low'] < 0
+  assert result['holds'] and held['quality_difference']['low'] < 0
 
 
 def _target_quality(count):
@@ -158,8 +159,39 @@ def test_interval_of_a_clustered_rate_covers():
 def test_text_says_range_threshold_and_effective_sample(tmp_path):
   text = calibrate.text(calibrate.calibrate(**_settings(tmp_path)))
   for part in ('attainable deferral rate: 0.0000 to 1.0000 of evaluated drafts', 'threshold = ',
-               'held back: deferral rate 0.', 'independent ones', 'the goal is met'):
+               'held back: deferral rate 0.', 'independent ones', 'the goal is'):
     assert part in text
+
+
+@pytest.mark.parametrize('low, high, outcome', [
+    (-0.05, 0.02, 'met'), (-0.1, 0.0, 'met'), (-0.15, 0.05, 'not refuted'), (-0.2, -0.1, 'not refuted'),
+    (-0.3, -0.11, 'missed'), (None, None, 'not refuted')])
+def test_a_goal_is_met_only_where_all_of_the_interval_lies_within_it(low, high, outcome):
+  assert calibrate._judged(low, high, -0.1, math.inf) == {'outcome': outcome, 'holds': outcome != 'missed'}
+
+
+def test_a_rate_may_be_off_on_either_side():
+  outcomes = [calibrate._judged(low, high, 0.28, 0.32)['outcome']
+              for low, high in ((0.29, 0.31), (0.2, 0.3), (0.33, 0.4), (0.1, 0.27))]
+  assert outcomes == ['met', 'not refuted', 'missed', 'missed']
+
+
+def test_what_is_missed_on_held_back_prompts_does_not_hold(tmp_path):
+  class Worse(fake_runner.FakeRunner):
+    """Wrong on every held-back prompt but for the target alone."""
+
+    def generate(self, point, questions, shape):
+      self.is_wrong = questions[0].index >= 200 and bool(point.knob)
+      return super().generate(point, questions, shape)
+
+    def text(self, token_ids):
+      return 'wrong' if self.is_wrong else super().text(token_ids)
+
+  result = calibrate.calibrate(**_settings(
+      tmp_path, deferral_rate=None, quality_floor=0.9, calibration_samples=200, held_back_samples=40, batch_size=40,
+      load_runner=Worse))
+  assert result['outcome'] == 'missed' and result['holds'] is False
+  assert 'THE GOAL IS MISSED' in calibrate.text(result)
 
 
 def test_ctrl_c_writes_nothing(tmp_path):

@@ -187,7 +187,7 @@ def test_calibration_of_a_built_in_pair_hits_the_rate_on_held_back_prompts(tmp_p
       calibration_samples=32, held_back_samples=32, num_draft_tokens=3, temperature=1.0, top_p=1.0, top_k=0, min_p=0.0,
       seed=0, batch_size=32, max_new_tokens=48, dtype='float32', bonus='rule', split='validation', data_seed=0,
       output_path=str(tmp_path))
-  assert result['hit'] and abs(result['calibration']['deferral_rate'] - 0.25) < 0.02
+  assert result['holds'] and abs(result['calibration']['deferral_rate'] - 0.25) < 0.02
   assert result['attainable_deferral_rate'][0] == 0.0 and result['attainable_deferral_rate'][1] > 0.9
   assert result['held_back']['effective_sample'] < result['held_back']['decisions']
 
