@@ -125,7 +125,7 @@ def _checked(given):
     if isinstance(given[name], str) or not isinstance(given[name], Sequence):
       raise ConfigError(what=name, where=f'evaluate.{name}', got=given[name], expected='a list')
   if given['force_length']:
-    lossy = [name for name in given['methods'] if methods_lib.lookup(name).knobs]
+    lossy = [name for name in given['methods'] if not methods_lib.lookup(name).lossless]
     if lossy:
       raise ConfigError(
           what=f'{lossy[0]} with a forced length', where='evaluate.force_length', expected='methods that keep the law',

@@ -38,8 +38,8 @@ def _comparable(path):
 def test_every_point_question_and_repeat_has_one_row(tmp_path):
   _run(tmp_path, repeats=2, temperatures=[0.0, 1.0], seeds=[0, 3])
   rows, _ = row_log.read(tmp_path / 'rows.jsonl')
-  # 3 points without knob, 2 rules x 2 thresholds; 2 temperatures, 2 seeds, 8 prompts, 2 repeats.
-  assert len(rows) == len({row_log.row_id(row) for row in rows}) == (3 + 4) * 2 * 2 * 8 * 2
+  # 3 points without knob, 2 rules x 2 thresholds; 1 seed at temperature 0 and 2 at 1, 8 prompts, 2 repeats.
+  assert len(rows) == len({row_log.row_id(row) for row in rows}) == (3 + 4) * (1 + 2) * 8 * 2
   assert len({row['run_id'] for row in rows}) == 1
   assert json.loads((tmp_path / 'run.json').read_text())['run_id'] == rows[0]['run_id']
 
@@ -174,6 +174,7 @@ def test_timed_batch_that_compiles_is_refused(tmp_path):
                                      dict(dtype='float8'), dict(pairs='gemma'), dict(repeats=0), dict(warmups=0),
                                      dict(top_p=[]), dict(top_p=[0.0], temperatures=[1.0]), dict(detail='detailed'),
                                      dict(methods=['lossy'], thresholds=[1.0]), dict(force_length=True),
+                                     dict(force_length=True, methods=['autoregressive', 'autoregressive_drafter']),
                                      dict(methods=['autoregressive', 'bild'], thresholds={}, temperatures=[1.0])])
 def test_bad_configuration_writes_nothing(tmp_path, changes):
   with pytest.raises(SpecjaxError):
