@@ -1,7 +1,7 @@
 """Curves over the knobs: quality against latency, rejection and deferral, latency against rejection.
 
 One figure shows one setting at one K: a panel per group of methods, its curves in colour, all others behind them in grey,
-the references in every panel.
+the references in every panel. Rates over different things (drafts, tokens, queries) have panels of their own.
 """
 
 from collections.abc import Callable
@@ -26,12 +26,21 @@ _DASHED = (0, (4, 3))
 
 
 class Across(NamedTuple):
-  """What lies on the horizontal axis: its name in the data, its label, its value and where the target alone lies."""
+  """What lies on the horizontal axis.
+
+  Attributes:
+    name: in the data.
+    label: of a panel, given one of its methods.
+    value: of a series.
+    target: where the target alone lies.
+    level: what a series' value is per; only series of one level share a panel.
+  """
 
   name: str
-  label: str
+  label: Callable[[str], str]
   value: Callable[[aggregate.Series], statistics.Interval]
   target: float | None
+  level: Callable[[aggregate.Series], str]
 
 
 def _rejection(series):
@@ -46,10 +55,23 @@ def _deferral(series):
   return statistics.Interval(known.get(series.method, series.deferral_rate), None, None)
 
 
-LATENCY = Across('relative_latency', 'latency per token, relative to the target alone  (← faster)',
-                 lambda series: series.relative_latency, 1.0)
-REJECTION = Across('rejection_rate', 'rejected / evaluated draft tokens  (← cheaper)', _rejection, None)
-DEFERRAL = Across('deferral_rate', 'deferral rate, the weight of the target  (← cheaper)', _deferral, None)
+def _one_level(series):
+  del series
+  return ''
+
+
+def _decided(series):
+  """What a deferral rate is per; '' for a model alone, which lies at 0 or 1 of anything."""
+  levels = {'speculative': 'evaluated draft token', 'token': 'token', 'query': 'query', 'alone': ''}
+  return levels[methods.lookup(series.method).execution]
+
+
+LATENCY = Across('relative_latency', lambda level: 'latency per token, relative to the target alone  (← faster)',
+                 lambda series: series.relative_latency, 1.0, _one_level)
+REJECTION = Across('rejection_rate', lambda level: 'rejected / evaluated draft tokens  (← cheaper)', _rejection, None,
+                   _one_level)
+DEFERRAL = Across('deferral_rate', lambda level: f'deferral rate per {level or "decision"}, the weight of the target', _deferral,
+                  None, _decided)
 
 
 def quality_latency(every, directory, *, name, caption):
@@ -77,22 +99,33 @@ def _quality(every, directory, *, across, name, caption, title):
            if s.quality.estimate is not None and across.value(s).estimate is not None]
   if not shown:
     return None
-  groups = plots.by_group(shown) or {'reference': []}
+  groups = _panels(across, shown)
   baseline = next((s for s in every if s.is_baseline), None)
   with plots.look():
     heading = f'{shown[0].pair}: {title} · {plots.setting_title(shown[0])}' + (f' · K = {length}' if length else '')
     figure, axes = plots.panels(len(groups), width=4.6, height=3.9, title=heading)
-    for axis, (group, members) in zip(axes, groups.items(), strict=True):
-      _panel(axis, across, shown, members, baseline, title=methods.GROUPS[group])
+    for axis, ((group, level), members) in zip(axes, groups.items(), strict=True):
+      beside = [s for s in shown if across.level(s) in ('', level)]
+      _panel(axis, across, beside, members, baseline, title=methods.GROUPS[group], label=across.label(level))
     _share_limits(axes, across, shown)
     figure.draw_without_rendering()  # Only now is it known where a point lies on the page.
-    for axis, members in zip(axes, groups.values(), strict=True):
-      _label_ends(axis, across, members, shown)
+    for axis, ((_, level), members) in zip(axes, groups.items(), strict=True):
+      _label_ends(axis, across, members, [s for s in shown if across.level(s) in ('', level)])
     references = [s.method for s in shown if s.group == 'reference']
     plots.finish(figure, caption, handles=[plots.handle(m, is_line=False) for m in dict.fromkeys(references)], columns=4)
-    data = [plots.place(s) | _ends(across.name, across.value(s)) | _ends('quality', s.quality) | {'prompts': s.prompts}
-            for s in shown]
+    level = lambda s: {'per': across.level(s)} if across is DEFERRAL else {}
+    data = [plots.place(s) | _ends(across.name, across.value(s)) | level(s) | _ends('quality', s.quality)
+            | {'prompts': s.prompts} for s in shown]
     return plots.write_figure(figure, directory, name, data)
+
+
+def _panels(across, shown):
+  """(group, level) -> its series, without the references."""
+  found = {}
+  for group, members in plots.by_group(shown).items():
+    for one in members:
+      found.setdefault((group, across.level(one)), []).append(one)
+  return found or {('reference', ''): []}
 
 
 def _ends(name, interval):
@@ -107,7 +140,7 @@ def _curves(series):
   return {key: sorted(points, key=lambda s: s.knob_value) for key, points in found.items()}
 
 
-def _panel(axis, across, shown, members, baseline, *, title):
+def _panel(axis, across, shown, members, baseline, *, title, label):
   if across.target is not None:
     axis.axvline(across.target, color='#222222', linewidth=0.8, linestyle=_DASHED, zorder=1)
   if baseline is not None and baseline.quality.estimate is not None:
@@ -123,13 +156,13 @@ def _panel(axis, across, shown, members, baseline, *, title):
                       y_bars=plots.limits([one.quality]), zorder=4)
   labelled = set()
   for (method, _, _), points in mine.items():
-    label = None if method in labelled else points[0].title
+    entry = None if method in labelled else points[0].title
     labelled.add(method)
     plots.draw_line(axis, x_of(points), [p.quality.estimate for p in points], method,
                     x_bars=plots.limits([across.value(p) for p in points]),
-                    y_bars=plots.limits([p.quality for p in points]), label=label)
+                    y_bars=plots.limits([p.quality for p in points]), label=entry)
   axis.set_title(title)
-  axis.set_xlabel(across.label)
+  axis.set_xlabel(label)
   axis.set_ylabel(f'quality ({table.printable(shown[0].score_name or "score")})')
   axis.margins(0.07, 0.10)
   if mine:

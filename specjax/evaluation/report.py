@@ -134,8 +134,8 @@ _OF_SETTING = (
      'points whose bars overlap are not told apart. Grey: the methods of the other panels.'),
     (curves.quality_rejection, 'Quality: mean score, bars: 95 % intervals. A rejection costs a target pass. Grey: the '
      'methods of the other panels.'),
-    (curves.quality_deferral, 'Deferral: per evaluated draft (speculative), per token (token cascade, oracle) or per query '
-     '(sequence cascade). Bars: 95 % intervals.'),
+    (curves.quality_deferral, 'Deferral: the weight of the target, per what the axis of a panel says; rates over different '
+     'things are not compared. Bars: 95 % intervals.'),
     (curves.latency_rejection, 'Every point is one method at one knob value.'),
     (draft_plots.acceptance_by_length, 'Of a method with a knob the middle of its sweep. Dotted: what independent '
      'acceptances would give.'),

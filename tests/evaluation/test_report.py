@@ -12,6 +12,7 @@ import pytest
 import fake_runner
 from specjax.core.errors import ConfigError
 from specjax.evaluation import aggregate
+from specjax.evaluation import curves
 from specjax.evaluation import evaluate
 from specjax.evaluation import matched
 from specjax.evaluation import methods
@@ -236,6 +237,11 @@ def test_figures_of_a_sweep_over_everything(everything):
   with open(path / 'quality_deferral-gemma-T1-p1.csv', encoding='utf-8') as file:
     shown = list(csv.DictReader(file))
   assert {'oracle_diff', 'sequence_cascade_chow', 'cascade_mixture'} <= {row['method'] for row in shown}
+  per = {row['method']: row['per'] for row in shown}
+  assert (per['oracle_diff'], per['sequence_cascade_chow'], per['cascade_mixture']) == ('token', 'query', 'evaluated draft token')
+  panels = curves._panels(curves.DEFERRAL, [s for s in written.series if s.temperature == 1 and s.top_p == 1])
+  assert {('sequential', 'token'), ('sequential', 'query'), ('position', 'evaluated draft token')} <= set(panels)
+  assert all(curves.DEFERRAL.level(one) == level for (_, level), members in panels.items() for one in members)
   with open(path / 'quality_latency-gemma-T1-p1.csv', encoding='utf-8') as file:
     assert 'oracle_diff' not in {row['method'] for row in csv.DictReader(file)}
 
