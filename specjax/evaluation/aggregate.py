@@ -321,8 +321,10 @@ def _quality(rows):
     return statistics.Interval(None, None, None)
   scores = np.array([row['score'] for row in scored], np.float64)
   questions = [row['question_id'] for row in scored]
-  if len(set(questions)) == len(scored) and set(scores) <= {0.0, 1.0}:
-    return statistics.wilson_interval(int(scores.sum()), len(scored))
+  count = len(set(questions))
+  if set(scores) <= {0.0, 1.0} and (count == len(scored) or len(set(scores)) == 1):
+    # Where all samples of all questions are right, or wrong, a bootstrap has no spread; questions are what counts.
+    return statistics.wilson_interval(int(scores.mean() * count), count)
   return statistics.mean_interval(scores, groups=questions, seed=BOOTSTRAP_SEED)
 
 

@@ -178,6 +178,7 @@ class Points:
     speed_scale, quality_scale: what a standard deviation of samples is multiplied by to give the half width of a 95 %
       interval; None where there are too few clock groups or questions for one.
     score_range: least and greatest possible score, as far as scores are fractions.
+    num_questions: Q.
   """
 
   def __init__(self, totals: Totals, *, resamples):
@@ -190,6 +191,7 @@ class Points:
     mean = _ratio(np.ones((1, totals.scores.shape[1])), totals.scores, totals.scored)[0]
     self.on_all = rate[1:] / rate[0], mean[1:], mean[0]
     is_fraction = bool(np.all((totals.scores >= 0) & (totals.scores <= totals.scored)))
+    self.num_questions = totals.scores.shape[1]
     self.score_range = (0.0, 1.0) if is_fraction else (-np.inf, np.inf)
 
 
@@ -232,12 +234,17 @@ def cross_fitted(values, allowed, *reported):
           for found in reported]
 
 
-def interval_of(figures, scale, *, limits=(-np.inf, np.inf)):
-  """The `Interval` of a figure float64[1 + R]: the estimate, plus and minus `scale` standard deviations of its samples."""
+def interval_of(figures, scale, *, limits=(-np.inf, np.inf), num_questions=0):
+  """The `Interval` of a figure float64[1 + R]: the estimate, plus and minus `scale` standard deviations of its samples.
+
+  A fraction that is 0 or 1 in all samples has no spread: Wilson's interval for `num_questions` questions stands in.
+  """
   estimate, samples = float(figures[0]), figures[1:][np.isfinite(figures[1:])]
   if scale is None or np.mean(np.isfinite(figures[1:])) < _ENOUGH:
     return statistics.Interval(estimate, None, None)
   spread = scale * float(np.std(samples))
+  if spread == 0 and num_questions and estimate in limits:
+    return statistics.wilson_interval(estimate * num_questions, num_questions)
   return statistics.Interval(estimate, max(limits[0], estimate - spread), min(limits[1], estimate + spread))
 
 
@@ -280,7 +287,8 @@ def _column(series, points, values, allowed, on_all, by_method, *, is_speed):
     is_known = is_speed and not series[point].is_lossless and np.isfinite(share[0])
     nothing = statistics.Interval(None, None, None)
     best[name] = Best(
-        interval=interval_of(figures, scale, limits=limits) if np.isfinite(figures[0]) else nothing,
+        interval=interval_of(figures, scale, limits=limits, num_questions=0 if is_speed else points.num_questions)
+        if np.isfinite(figures[0]) else nothing,
         kept=interval_of(share, points.quality_scale) if is_known else nothing,
         series=series[point] if np.isfinite(on_all[point]) else None, share=float(np.mean(np.isfinite(figures[1:]))),
         is_leading=bool(np.isfinite(figures[0]) and (lags is None or lags >= 0)))

@@ -95,6 +95,13 @@ def test_fewer_than_three_batches_have_no_interval_and_lose_nothing(finished, ba
   assert not slow.is_undecided
 
 
+def test_all_right_with_every_seed_is_as_uncertain_as_its_questions(finished):
+  _, rows, run = finished
+  warm = [row | {'temperature': 1.0, 'seed': seed, 'score': 1.0} for row in rows for seed in (0, 1)]
+  quality = _of(aggregate.all_series(warm, run), 'gemma', 'speculative').quality
+  assert quality == pytest.approx((1.0, 24 / (24 + 1.96**2), 1.0), abs=1e-4)
+
+
 def test_greedy_seeds_are_one_sample_and_sampled_ones_are_several(finished, every):
   # Sweeps of older versions ran temperature 0 with every seed.
   _, rows, run = finished

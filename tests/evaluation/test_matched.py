@@ -75,6 +75,11 @@ def test_the_best_of_equal_points_is_estimated_without_bias_and_covered(points, 
   assert abs(np.mean(estimates) - 0.7) < slack and np.mean(covered) >= 0.88
 
 
+def test_a_method_that_is_always_right_is_not_certain_to_be():
+  lines = _tables([('autoregressive', (), 1.0, 40), ('speculative', (), 0.5, 40)])
+  assert lines['speculative'].quality.interval == pytest.approx((1.0, 40 / (40 + 1.96**2), 1.0), abs=1e-4)
+
+
 def test_halves_share_every_category_and_do_not_depend_on_order():
   strata = {f'q{number}': 'math' if number % 5 else 'code' for number in range(40)}
   found = matched.halves(strata)
