@@ -24,7 +24,7 @@ from specjax.evaluation import rows as rows_lib
 
 LOG = logging.getLogger('specjax.eval')
 
-RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail', 'vocabulary')
+RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
 
 
 class Measured(NamedTuple):
@@ -101,8 +101,10 @@ class Sweep:
 
   def _load(self, pair, blocks):
     """(runner, questions by task, shape) of a pair."""
-    runner = self._load_runner(pair, **{
-        name: self._config[name] for name in RUNNER_SETTINGS if name in self._config})
+    settings = {name: self._config[name] for name in RUNNER_SETTINGS}
+    if self._config.get('vocabulary', 'same') != 'same':  # A runner without a drafter's own vocabulary need not know it.
+      settings['vocabulary'] = self._config['vocabulary']
+    runner = self._load_runner(pair, **settings)
     questions = {name: ask(task.examples, runner) for name, task in self._tasks.items()}
     shape = runner.shape(
         [question for asked in questions.values() for question in asked],
