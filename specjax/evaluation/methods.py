@@ -241,17 +241,6 @@ _SEQUENTIAL = (
              'log-probability is below the threshold', group='sequential', rule='chow', build=_sequence('mean_log_prob'),
              knob=Knob('threshold', -20.0, 1.0, unit=1e-4), execution='query', verifier=None,
              thresholds=(-2.0, -1.5, -1.0, -0.7, -0.5, -0.3, -0.2, -0.1, -0.01)),
-    _knobbed('sequence_cascade_sum', 'SeqCascade[sum]', 'the same by the sum of log-probabilities, which long answers have '
-             'less of', group='sequential', rule='chow', build=_sequence('sum_log_prob'),
-             knob=Knob('threshold', -1000.0, 1.0, unit=1e-3), execution='query', verifier=None,
-             thresholds=(-20.0, -10.0, -5.0, -3.0, -1.0, -0.3)),
-    _knobbed('sequence_cascade_minimum', 'SeqCascade[minimum]', 'the same by the least likely token', group='sequential',
-             rule='chow', build=_sequence('minimum'), knob=Knob('threshold', 0.0, 1.0 + 1e-6), execution='query',
-             verifier=None, thresholds=(0.01, 0.05, 0.1, 0.2, 0.4, 0.8)),
-    _knobbed('sequence_cascade_quantile', 'SeqCascade[10 % quantile]', 'the same by the 10 % quantile of the probabilities '
-             'of its tokens (Gupta et al. 2024)', group='sequential', rule='chow', build=_sequence('quantile', 0.1),
-             knob=Knob('threshold', 0.0, 1.0 + 1e-6), execution='query', verifier=None,
-             thresholds=(0.05, 0.2, 0.4, 0.6, 0.8, 0.95)),
     _knobbed('oracle_diff', 'Oracle[Diff]', 'a token cascade that is told both laws: a bound on quality, without a time',
              group='sequential', rule='diff', build=_routed(routers.DiffOracle), knob=_DIFFERENCE, thresholds=_SIGNED,
              execution='token', verifier=None, is_oracle=True),
