@@ -12,6 +12,8 @@ _LAZY = {
     'SpeculativeDecoder': ('specjax.decode.speculative', 'SpeculativeDecoder'),
     'speculative': ('specjax.decode.methods', 'speculative'),
     'autoregressive': ('specjax.decode.methods', 'autoregressive'),
+    'prompt_lookup': ('specjax.decode.methods', 'prompt_lookup'),
+    'early_exit': ('specjax.decode.methods', 'early_exit'),
     'token_cascade': ('specjax.decode.methods', 'token_cascade'),
     'sequence_cascade': ('specjax.decode.methods', 'sequence_cascade'),
     'ModelDrafter': ('specjax.drafters', 'ModelDrafter'),

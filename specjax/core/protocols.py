@@ -24,7 +24,8 @@ class LanguageModel(Protocol):
     """Runs the encoder and all but the last prompt token of each row.
 
     `capacity` is static: the number of slots of every full cache layer. Returns the cache covering
-    `prompt.length - 1` tokens of each row; its leaves all have the batch as leading axis.
+    `prompt.length - 1` tokens of each row; its leaves all have the batch as leading axis. An encoder-decoder takes
+    `encoder_hidden` as a keyword too: the encoding of the same prompt by the same encoder, which it then does not run.
     """
 
   def extend(
@@ -55,6 +56,7 @@ class Drafter(Protocol):
   """A pytree: numbers are leaves, structure is static."""
 
   num_draft_tokens: int
+  params_from: str  # static: 'drafter', or 'target' where it shares the target's parameters (the same arrays, no copy)
 
   def init(self, params: Any, prompt: types.Prompt, prefill: types.Prefill, capacity: int) -> Any:
     """The drafter's state; every leaf has the batch as leading axis."""

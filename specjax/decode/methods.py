@@ -10,6 +10,7 @@ from specjax.decode import routed
 from specjax.decode import sequence_cascade as sequence_decoding
 from specjax.decode import speculative as speculative_decoding
 from specjax.drafters import model as model_drafter
+from specjax.drafters import prompt_lookup as lookup_drafter
 from specjax.rules import lossless
 
 _VERIFIERS = {'token': speculative_decoding.TokenVerifier(), 'block': speculative_decoding.BlockVerifier()}
@@ -31,14 +32,10 @@ def speculative(
     recorder: what to keep of each step (`specjax.decode.recorders`), or None.
     with_log_probs: keep the target's log-probabilities.
   """
-  checks.num_draft_tokens(num_draft_tokens)
-  if max_draft_tokens is not None:
-    checks.integer('max_draft_tokens', max_draft_tokens, low=0, high=num_draft_tokens, over=errors.ParamError)
-  checks.choice('bonus', bonus, ('rule', 'target'))
-  if not isinstance(with_log_probs, bool):
-    raise errors.ParamError(what='with_log_probs', got=with_log_probs, expected='True or False')
-  if not isinstance(verifier, str) or verifier not in _VERIFIERS:
-    raise errors.ParamError(what='verifier', got=verifier, expected="'token' or 'block'")
+  check_drafts(num_draft_tokens, max_draft_tokens)
+  if stopping is not None:
+    _check_part('stopping', stopping, 'threshold', 'a policy of specjax.drafters.stopping')
+    checks.real(f'{type(stopping).__name__}.threshold', stopping.threshold)
   rule = lossless.Lossless() if rule is None else check_rule(rule)
   if num_draft_tokens == 0 and not rule.is_lossless:
     raise errors.ParamError(
@@ -50,23 +47,102 @@ def speculative(
     raise errors.ParamError(
         what='num_draft_tokens with ' + ', '.join(name for name, is_given in given.items() if is_given), got=0,
         expected='at least 1', fix='without drafts these options have no effect: leave them out')
-  if recorder is not None:
-    _check_part('recorder', recorder, 'update', 'a recorder such as specjax.decode.recorders.SummaryRecorder()')
-  if stopping is not None:
-    _check_part('stopping', stopping, 'threshold', 'a policy of specjax.drafters.stopping')
-    checks.real(f'{type(stopping).__name__}.threshold', stopping.threshold)
 
-  def method(pair):
-    if num_draft_tokens == 0:
-      return autoregressive_decoding.decoder(pair.target).replace(recorder=recorder, with_log_probs=with_log_probs)
-    drafter = model_drafter.ModelDrafter(
+  def drafter_of(pair):
+    return model_drafter.ModelDrafter(
         model=widened(pair.drafter, num_draft_tokens + 1), num_draft_tokens=num_draft_tokens,
         max_draft_tokens=max_draft_tokens, stopping=stopping)
+
+  options = dict(rule=rule, bonus=bonus, verifier=verifier, recorder=recorder, with_log_probs=with_log_probs)
+  loop = drafting(drafter_of, **options)
+  if num_draft_tokens:
+    return loop
+  return lambda pair: autoregressive_decoding.decoder(pair.target).replace(recorder=recorder, with_log_probs=with_log_probs)
+
+
+def prompt_lookup(
+    *, num_draft_tokens, max_match=3, min_match=1, prefers='last', max_draft_tokens=None, **options):
+  """A method: drafts copied from the text, without a drafter; see `specjax.drafters.PromptLookup`.
+
+  Args:
+    num_draft_tokens: K in [1, 256].
+    max_match, min_match: at most and at least so many of the latest tokens must agree; 1 <= min_match <= max_match <= 32.
+    prefers: 'last' or 'first' of equally long matches.
+    max_draft_tokens: traced cap in 0..K on the proposal's length.
+    **options: `rule` (one that does not read the drafter's law), `verifier`, `recorder`, `with_log_probs`, as in
+      `speculative`.
+  """
+  check_drafts(num_draft_tokens, max_draft_tokens, low=1)
+  checks.integer('max_match', max_match, low=1, high=32)
+  checks.integer('min_match', min_match, low=1, high=max_match, over=errors.ParamError)
+  checks.choice('prefers', prefers, ('first', 'last'))
+  rule = options.get('rule')
+  if rule is not None and check_rule(rule).needs_drafter_law:
+    raise errors.ParamError(
+        what='rule of prompt_lookup', got=type(rule).__name__, expected="a rule that does not read the drafter's law",
+        fix='copied drafts come without one: choose Lossless, TruncatedTarget or LossyGreedy')
+  return drafting(
+      lambda pair: lookup_drafter.PromptLookup(
+          vocab_size=pair.target.vocab_size, num_draft_tokens=num_draft_tokens, max_match=max_match, min_match=min_match,
+          prefers=prefers, max_draft_tokens=max_draft_tokens),
+      **options)
+
+
+def early_exit(*, num_layers, num_draft_tokens, max_draft_tokens=None, stopping=None, **options):
+  """A method: the target's first layers draft for the whole target, with its own parameters (LayerSkip's inference).
+
+  Args:
+    num_layers: of the decoder, at least 1 and at most the target's.
+    num_draft_tokens: K in [1, 256].
+    max_draft_tokens, stopping: as in `speculative`.
+    **options: `rule`, `bonus`, `verifier`, `recorder`, `with_log_probs`, as in `speculative`.
+  """
+  check_drafts(num_draft_tokens, max_draft_tokens, low=1)
+
+  def drafter_of(pair):
+    if not hasattr(pair.target, 'first_layers'):
+      raise errors.ParamError(
+          what='early_exit of the target', got=type(pair.target).__name__, expected='a model that has first_layers')
+    model = widened(pair.target.first_layers(num_layers), num_draft_tokens + 1)
+    return model_drafter.ModelDrafter(
+        model=model, num_draft_tokens=num_draft_tokens, max_draft_tokens=max_draft_tokens, stopping=stopping,
+        params_from='target')
+
+  return drafting(drafter_of, **options)
+
+
+def drafting(drafter_of, *, rule=None, bonus='rule', verifier='token', recorder=None, with_log_probs=True):
+  """A method: the speculative loop with any drafter.
+
+  Args:
+    drafter_of: function of a pair that returns the `Drafter`.
+    rule, bonus, verifier, recorder, with_log_probs: as in `speculative`.
+  """
+  checks.choice('bonus', bonus, ('rule', 'target'))
+  if not isinstance(with_log_probs, bool):
+    raise errors.ParamError(what='with_log_probs', got=with_log_probs, expected='True or False')
+  if not isinstance(verifier, str) or verifier not in _VERIFIERS:
+    raise errors.ParamError(what='verifier', got=verifier, expected="'token' or 'block'")
+  rule = lossless.Lossless() if rule is None else check_rule(rule)
+  if recorder is not None:
+    _check_part('recorder', recorder, 'update', 'a recorder such as specjax.decode.recorders.SummaryRecorder()')
+
+  def method(pair):
+    drafter = drafter_of(pair)
     return speculative_decoding.SpeculativeDecoder(
-        target=widened(pair.target, num_draft_tokens + 1), drafter=drafter, rule=rule, bonus=bonus,
+        target=widened(pair.target, drafter.num_draft_tokens + 1), drafter=drafter, rule=rule, bonus=bonus,
         verifier=_VERIFIERS[verifier], recorder=recorder, with_log_probs=with_log_probs)
 
   return method
+
+
+def check_drafts(num_draft_tokens, max_draft_tokens, *, low=0):
+  """Errors for a K outside of [low, 256] or a cap outside of [0, K]."""
+  checks.num_draft_tokens(num_draft_tokens)
+  if num_draft_tokens < low:
+    raise errors.ParamError(what='num_draft_tokens', got=num_draft_tokens, expected=f'at least {low}')
+  if max_draft_tokens is not None:
+    checks.integer('max_draft_tokens', max_draft_tokens, low=0, high=num_draft_tokens, over=errors.ParamError)
 
 
 def autoregressive(*, width=1):

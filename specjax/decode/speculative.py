@@ -84,7 +84,7 @@ class SpeculativeDecoder:
     prefill, cache = self.target.prefill(params['target'], prompt, capacity)
     return rounds.first_state(
         requests, capacity, slack=self.slack, num_draft_tokens=self.num_draft_tokens, target_cache=cache,
-        drafter_state=self.drafter.init(params.get('drafter'), prompt, prefill, capacity),
+        drafter_state=self.drafter.init(params.get(self.drafter.params_from), prompt, prefill, capacity),
         with_log_probs=self.with_log_probs,
         record=None if self.recorder is None else self.recorder.init(prompt.length.shape[0], capacity))
 
@@ -99,7 +99,7 @@ class SpeculativeDecoder:
     """As `step` with the round's `RoundUniforms` given; returns (state, `StepTrace`)."""
     live = state.status == types.Status.RUNNING
     proposal, drafter_state = self.drafter.propose(
-        params.get('drafter'), state.drafter_state, uniforms, tokens=state.tokens, length=state.length,
+        params.get(self.drafter.params_from), state.drafter_state, uniforms, tokens=state.tokens, length=state.length,
         sampling=state.sampling, live=live, with_bonus=self._wants_bonus_row)
     pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
     output, target_cache = self.target.extend(
@@ -166,7 +166,7 @@ class SpeculativeDecoder:
         log_probs=log_probs,
         target_cache=self.target.rewind(target_cache, covered),
         drafter_state=self.drafter.commit(
-            params.get('drafter'), drafter_state, tokens=tokens, length=length, verdict=kept, target_output=output),
+            params.get(self.drafter.params_from), drafter_state, tokens=tokens, length=length, verdict=kept, target_output=output),
         stats=count_round(
             state.stats, live, proposal, verdict, num_kept, drafter_calls=self.drafter.num_calls(proposal)),
     )

@@ -2,6 +2,7 @@
 
 from specjax.drafters.model import ModelDrafter
 from specjax.drafters.none import NoDrafter
+from specjax.drafters.prompt_lookup import PromptLookup
 from specjax.drafters.stopping import Entropy, MaxProbability, Survival
 
-__all__ = ['Entropy', 'MaxProbability', 'ModelDrafter', 'NoDrafter', 'Survival']
+__all__ = ['Entropy', 'MaxProbability', 'ModelDrafter', 'NoDrafter', 'PromptLookup', 'Survival']

@@ -1,6 +1,6 @@
 """A language model as drafter: up to K tokens drawn one by one from its own law."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from flax import struct
 import jax
@@ -32,16 +32,20 @@ class ModelDrafter:
     max_draft_tokens: int32[], traced cap on the proposal's length; 0 runs the same executable without speculation, the
       baseline that is bitwise equal to greedy speculative decoding. None is K.
     stopping: a policy of `specjax.drafters.stopping`, or None. Passes end when every row has stopped.
+    params_from: static; 'target' where the model reads the target's parameters, as one of its first layers does. An
+      encoder-decoder then reads the target's encoding too, which is not computed again.
   """
 
   model: protocols.LanguageModel = struct.field(pytree_node=False)
   num_draft_tokens: int = struct.field(pytree_node=False)
   max_draft_tokens: Any = None
   stopping: Any = None
+  params_from: Literal['drafter', 'target'] = struct.field(pytree_node=False, default='drafter')
 
   def init(self, params, prompt, prefill, capacity) -> Any:
-    del prefill
-    return self.model.prefill(params, prompt, capacity)[1]
+    shares_encoding = self.params_from == 'target' and prefill.encoder_hidden is not None
+    shared = {'encoder_hidden': prefill.encoder_hidden} if shares_encoding else {}
+    return self.model.prefill(params, prompt, capacity, **shared)[1]
 
   def propose(self, params, state, uniforms, *, tokens, length, sampling, live, with_bonus):
     cache = state

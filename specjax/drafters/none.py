@@ -1,6 +1,6 @@
 """No drafter: autoregressive decoding through the same loop."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import struct
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ class NoDrafter:
 
   vocab_size: int = struct.field(pytree_node=False)
   num_draft_tokens: int = struct.field(pytree_node=False, default=0)
+  params_from: ClassVar[str] = 'drafter'
 
   def init(self, params, prompt, prefill, capacity) -> Any:
     del params, prefill, capacity

@@ -19,6 +19,7 @@ from flax import linen as nn
 import jax
 import jax.numpy as jnp
 
+from specjax.core import checks
 from specjax.core import errors
 from specjax.core import types
 from specjax.models import kv_cache
@@ -240,6 +241,16 @@ class DecoderLM:
   @property
   def embed_dim(self) -> int:
     return self.config.embed_dim
+
+  def first_layers(self, num_layers: int) -> 'DecoderLM':
+    """The model that leaves behind its first `num_layers` layers; it reads the parameters of this one.
+
+    Raises:
+      ParamError: not a number in 1..num_layers of this one.
+    """
+    checks.integer('num_layers', num_layers, low=1, high=self.config.num_layers, over=errors.ParamError)
+    return dataclasses.replace(
+        self, config=dataclasses.replace(self.config, layer_kinds=self.config.layer_kinds[:num_layers]))
 
   @property
   def network(self) -> Decoder:

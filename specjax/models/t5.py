@@ -9,6 +9,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specjax.core import checks
 from specjax.core import errors
 from specjax.core import types
 from specjax.models import kv_cache
@@ -63,7 +64,11 @@ class T5Network(nn.Module):
   def encode(self, tokens, segments):
     """Encoder output [B, S, D], 0 on padding, and the cross-attention keys and values of each decoder layer."""
     encoded = self.encoder(self.token_embedder(tokens), segments)
-    return encoded, self.decoder.cross_keys_values(encoded)
+    return encoded, self.cross_keys_values(encoded)
+
+  def cross_keys_values(self, encoded):
+    """The cross-attention keys and values of each decoder layer, of an encoder output [B, S, D]."""
+    return self.decoder.cross_keys_values(encoded)
 
   def decode(self, tokens, *, attend_self, cross, cross_mask, logits_at=None):
     """`LMOutput` of decoder tokens [B, T], or of index `logits_at` [B] alone; see `t5_layers.Decoder`."""
@@ -144,6 +149,15 @@ class T5LM:
     """Width of the hidden states."""
     return self.config.embed_dim
 
+  def first_layers(self, num_layers: int) -> 'T5LM':
+    """The model that leaves the decoder behind its first `num_layers` layers; it reads the parameters of this one.
+
+    Raises:
+      ParamError: not a number in 1..num_decoder_layers.
+    """
+    checks.integer('num_layers', num_layers, low=1, high=self.config.num_decoder_layers, over=errors.ParamError)
+    return dataclasses.replace(self, config=dataclasses.replace(self.config, num_decoder_layers=num_layers))
+
   @property
   def network(self) -> T5Network:
     """The flax module."""
@@ -168,13 +182,16 @@ class T5LM:
           what='batch without encoder_tokens or encoder_segments', fix='T5 is an encoder-decoder: give it both.')
     return self.network.apply({'params': params}, batch)
 
-  def prefill(self, params: Any, prompt: types.Prompt, capacity: int) -> tuple[types.Prefill, T5Cache]:
+  def prefill(
+      self, params: Any, prompt: types.Prompt, capacity: int, *, encoder_hidden: jax.Array | None = None,
+  ) -> tuple[types.Prefill, T5Cache]:
     """Runs the encoder, and all but the last token of each row's decoder prompt.
 
     Args:
       params: as from `init`.
       prompt: `tokens` begins with the decoder start token (0); more tokens are a forced prefix of the output.
       capacity: slots for decoder tokens (static); the encoder output has its own.
+      encoder_hidden: [B, S, D], this encoder's output for this prompt where it is known; the encoder then does not run.
 
     Returns:
       `Prefill` with both hidden states (the encoder's is 0 on padding), and the cache.
@@ -191,8 +208,12 @@ class T5LM:
       raise errors.LimitError(what='decoder prompt', got=width, expected=f'at most {capacity + 1} tokens')
     index = jnp.arange(prompt.encoder_tokens.shape[1], dtype=jnp.int32)
     segments = (index[None, :] < prompt.encoder_length[:, None]).astype(jnp.int32)
-    encoded, cross = self.network.apply(
-        {'params': params}, prompt.encoder_tokens, segments, method=T5Network.encode)
+    if encoder_hidden is None:
+      encoded, cross = self.network.apply(
+          {'params': params}, prompt.encoder_tokens, segments, method=T5Network.encode)
+    else:
+      encoded = encoder_hidden
+      cross = self.network.apply({'params': params}, encoded, method=T5Network.cross_keys_values)
     # Buffers of their own for each layer, and a copy of the lengths: outside jit too, the cache may be donated.
     empty = tuple(
         kv_cache.create_layer(

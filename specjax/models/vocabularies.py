@@ -50,8 +50,12 @@ class PaddedLM:
   def forward(self, params: Any, batch: types.TrainingBatch) -> types.LMOutput:
     return self._output(self.model.forward(params, batch))
 
-  def prefill(self, params: Any, prompt: types.Prompt, capacity: int) -> tuple[types.Prefill, Any]:
-    return self.model.prefill(params, prompt, capacity)
+  def first_layers(self, num_layers: int) -> 'PaddedLM':
+    """The view of the model's first layers."""
+    return dataclasses.replace(self, model=self.model.first_layers(num_layers))
+
+  def prefill(self, params: Any, prompt: types.Prompt, capacity: int, **shared: Any) -> tuple[types.Prefill, Any]:
+    return self.model.prefill(params, prompt, capacity, **shared)
 
   def extend(
       self, params: Any, cache: Any, tokens: jax.Array, *, count: jax.Array, layout: Any = types.CHAIN,

@@ -4,7 +4,7 @@ A verifier must be exact for every one of them; `Policy.PEEK` is the negative co
 """
 
 import enum
-from typing import Any
+from typing import Any, ClassVar
 
 from flax import struct
 import jax
@@ -55,6 +55,7 @@ class AdversarialDrafter:
   num_draft_tokens: int = struct.field(pytree_node=False)
   policy: Any
   law: Any
+  params_from: ClassVar[str] = 'drafter'
 
   def init(self, params, prompt, prefill, capacity) -> Any:
     del params, prompt, prefill, capacity

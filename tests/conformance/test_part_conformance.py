@@ -38,6 +38,8 @@ def build_drafter(name):
     return drafters.ModelDrafter(model=model, num_draft_tokens=3), params
   if name == 'NoDrafter':
     return drafters.NoDrafter(vocab_size=VOCAB, num_draft_tokens=2), None
+  if name == 'PromptLookup':
+    return drafters.PromptLookup(vocab_size=VOCAB, num_draft_tokens=3, max_match=2), None
   raise NotImplementedError(f'tell build_drafter in {__file__} how to build {name}')
 
 

@@ -12,6 +12,8 @@ from specjax.decode import methods
 from specjax.decode import recorders
 from specjax.decode import run
 from specjax.drafters import stopping
+from specjax.models import gemma
+from specjax.testing import exactness
 from specjax.testing import toy
 
 GREEDY_RULES = [rules.Bild(rollback_threshold=2.0), rules.LossyGreedy(lenience=0.3)]
@@ -125,3 +127,31 @@ def test_stops_of_the_wrong_kind_are_refused(options):
   with pytest.raises(errors.ParamError, match='stop_'):
     specjax.generate(pair, [[1]], method=specjax.autoregressive(), sampling=specjax.SamplingParams(temperature=1.0),
                      max_new_tokens=2, seed=0, **options)
+
+
+@pytest.mark.parametrize('num_layers', [0, 3, True, 1.5])
+def test_early_exit_behind_no_layer_of_the_target_is_refused(num_layers):
+  target = gemma.DecoderLM(gemma.DecoderConfig(
+      vocab_size=7, embed_dim=8, hidden_dim=12, num_heads=2, num_kv_heads=1, head_dim=4,
+      layer_kinds=(gemma.GLOBAL, gemma.GLOBAL), activation='gelu'))
+  pair = specjax.Pair(target=target, drafter=target, params={'target': {}, 'drafter': {}}, family='decoder-only')
+  with pytest.raises(errors.ParamError, match='num_layers'):
+    specjax.early_exit(num_layers=num_layers, num_draft_tokens=2)(pair)
+
+
+def test_early_exit_of_a_model_without_layers_is_refused():
+  with pytest.raises(errors.ParamError, match="early_exit of the target: got 'ToyLM'"):
+    specjax.early_exit(num_layers=1, num_draft_tokens=2)(toy.toy_pair(vocab_size=5, seed=0))
+
+
+def test_early_exit_of_all_layers_accepts_everything_and_shares_the_arrays():
+  target = gemma.DecoderLM(gemma.DecoderConfig(
+      vocab_size=7, embed_dim=8, hidden_dim=12, num_heads=2, num_kv_heads=1, head_dim=4,
+      layer_kinds=(gemma.GLOBAL, gemma.GLOBAL), activation='gelu'))
+  params = exactness.random_params(target, 0, dtype=np.float32)
+  pair = specjax.Pair(target=target, drafter=target, params={'target': params, 'drafter': {}}, family='decoder-only')
+  run_with = lambda num_layers: specjax.generate(
+      pair, [[1, 2, 3], [4]], method=specjax.early_exit(num_layers=num_layers, num_draft_tokens=3),
+      sampling=specjax.SamplingParams(temperature=1.0), max_new_tokens=12, seed=0, eos_ids=())
+  whole, first = run_with(2), run_with(1)
+  assert np.all(whole.stats.target_calls == 3) and np.all(first.stats.target_calls > 3)

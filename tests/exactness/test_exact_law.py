@@ -37,7 +37,7 @@ class Case:
   requests: list[exactness.Request]
   rule: str = 'Lossless'
   bonus: str = 'rule'
-  drafter: str = 'model'  # 'model', 'self', 'none' or 'adversarial'
+  drafter: str = 'model'  # 'model', 'self', 'none', 'adversarial' or 'early exit'
   models: str = 'toy'  # 'toy', 'encoder-decoder toy', 'gemma' or 't5'
   window: int = 0
   vary: tuple[Any, ...] = (None,)
@@ -120,6 +120,12 @@ CASES = {
     'Gemma, sliding window 3': Case(
         vocab_size=3, num_draft_tokens=2, models='gemma', rows=128,
         requests=requests(*FEW, vocab_size=3, limits=(4, 3), eos=((), (1,)))),
+    'Gemma, early exit, Chow': Case(
+        vocab_size=3, num_draft_tokens=2, models='gemma', drafter='early exit', rule='Chow', vary=(0.4,), rows=128,
+        requests=requests(*FEW, vocab_size=3, limits=(3,), eos=((), (1,)))),
+    'T5, early exit': Case(
+        vocab_size=3, num_draft_tokens=2, models='t5', drafter='early exit', rows=128,
+        requests=requests(*FEW, vocab_size=3, limits=(3,), eos=((), (1,)), encoder=True)),
     'T5, TokenV3': Case(
         vocab_size=3, num_draft_tokens=2, models='t5', rule='TokenV3', vary=(0.5,), rows=128,
         requests=requests(*FEW, vocab_size=3, limits=(3,), eos=((), (1,)), encoder=True)),
@@ -131,8 +137,10 @@ def build_models(case):
   if case.models in ('gemma', 't5'):
     build = _gemma if case.models == 'gemma' else _t5
     target, drafter = build(case.vocab_size, 2), build(case.vocab_size, 1)
-    return target, drafter, {
-        'target': exactness.random_params(target, case.seed), 'drafter': exactness.random_params(drafter, case.seed + 1)}
+    params = exactness.random_params(target, case.seed)
+    if case.drafter == 'early exit':
+      return target, target.first_layers(1), {'target': params, 'drafter': params}
+    return target, drafter, {'target': params, 'drafter': exactness.random_params(drafter, case.seed + 1)}
   pair = toy.toy_pair(
       vocab_size=case.vocab_size, seed=case.seed, window=case.window, has_encoder=case.models.startswith('enc'), scale=0.6)
   if case.drafter == 'self':
@@ -166,7 +174,8 @@ def build_decoder(case, target, drafter, value):
         law=np.array([law for _, law in POLICIES], np.int32))
   else:
     part = drafters.ModelDrafter(
-        model=drafter, num_draft_tokens=num_draft_tokens, max_draft_tokens=np.int32(value) if case.has_cap else None)
+        model=drafter, num_draft_tokens=num_draft_tokens, max_draft_tokens=np.int32(value) if case.has_cap else None,
+        params_from='target' if case.drafter == 'early exit' else 'drafter')
   knobs = {} if case.rule == 'Lossless' else dict(threshold=value)
   return speculative.SpeculativeDecoder(
       target=target, drafter=part, rule=getattr(rules, case.rule)(**knobs), bonus=case.bonus)
@@ -213,6 +222,24 @@ def test_joint_law_is_the_rules(name, x64):
   found = discrepancies(CASES[name])
   print(f'{name}: {len(found)} configurations, largest TV {max(one.law for one in found):.1e}')
   assert_exact(found)
+
+
+@pytest.mark.parametrize('has_encoder', [False, True])
+def test_copied_drafts_leave_the_law_as_it_is(has_encoder, x64):
+  """What prompt lookup drafts depends on the whole text, so only the law is compared; that it accepts shows in the steps."""
+  pair = toy.toy_pair(vocab_size=3, seed=5, scale=0.6, has_encoder=has_encoder)
+  asked = requests(*FEW, W(top_p=0.8), W(), vocab_size=3, limits=(5, 4), eos=((), (1,)), encoder=has_encoder)
+  decoder = speculative.SpeculativeDecoder(
+      target=pair.target, drafter=drafters.PromptLookup(vocab_size=3, num_draft_tokens=2, max_match=2),
+      rule=rules.Lossless())
+  joint = enumeration.Enumerator().joint(
+      decoder, pair.params, exactness.arrays(asked, vocab_size=3), capacity=exactness.capacity(decoder, asked))
+  oracle = exactness.Oracle.of(asked, target=pair.target, drafter=None, params=pair.params)
+  for row, request in enumerate(asked):
+    law = oracles.product_law(
+        oracle.laws(row).goal, max_new_tokens=request.max_new_tokens, eos_ids=request.eos_ids)
+    assert enumeration.total_variation(law, joint.laws[row]) <= TOLERANCE, row
+  assert np.sum(joint.counters['accepted']) > 1 and np.all(joint.counters['drafter_calls'] == 0)
 
 
 def test_cells_end_where_the_trace_says(x64):
