@@ -12,6 +12,7 @@ A binary is these lines; `evaluate` never sees a flag or gin:
 """
 
 from specjax.config.flags import Flags, parse, run_main, usage
+from specjax.config.problems import parse_all, resolve_all
 from specjax.config.runtime import Config, Run, load, resolve
 
-__all__ = ['Config', 'Flags', 'Run', 'load', 'parse', 'resolve', 'run_main', 'usage']
+__all__ = ['Config', 'Flags', 'Run', 'load', 'parse', 'parse_all', 'resolve', 'resolve_all', 'run_main', 'usage']

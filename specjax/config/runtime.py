@@ -6,7 +6,7 @@ is checked before anything is imported, and again before anything is called.
 """
 
 import dataclasses
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable, Collection, Iterable, Mapping, Sequence
 
 from specjax.config import graph
 from specjax.config import layers as layering
@@ -72,7 +72,7 @@ class Run:
 def load(
     files: Sequence[str] = (), bindings: Sequence[str] = (), *, search_paths: Iterable[str] = (),
     allow_modules: Iterable[str] = (), config_root: str | None = None, entry: Callable[..., Any] | None = None,
-    overrides: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None, without: Collection[str] = (),
 ) -> Config:
   """Reads and checks a configuration without calling anything in it.
 
@@ -85,12 +85,16 @@ def load(
     entry: what is configured, of an importable module: files bind it as `module.entry.parameter`, `bindings` may leave
       the module out.
     overrides: values of the entry's parameters, from flat flags; they count like bindings.
+    without: places, as errors name them (`where`), whose statements and flags are left out.
 
   Raises:
     ConfigError: for everything that is wrong with the texts; nothing has been imported if a name is not allowed.
   """
   names = registry.Registry(entry=entry, allow_modules=allow_modules)
-  found = sources.read(files, bindings, search_paths=search_paths, config_root=config_root)
+  bindings = [text for text in bindings if sources.place(text) not in without]
+  found = [source.without(without) for source in sources.read(
+      files, bindings, search_paths=search_paths, config_root=config_root)]
+  overrides = {name: value for name, value in (overrides or {}).items() if f'--{name}' not in without}
   for source in found:
     for statement in source.imports:
       names.check_import(statement)
@@ -108,7 +112,7 @@ def load(
 def resolve(
     *, entry: Callable[..., Any], files: Sequence[str] = (), bindings: Sequence[str] = (),
     overrides: Mapping[str, Any] | None = None, search_paths: Iterable[str] = (), allow_modules: Iterable[str] = (),
-    config_root: str | None = None, provided: Iterable[str] = (),
+    config_root: str | None = None, provided: Iterable[str] = (), without: Collection[str] = (),
 ) -> Run:
   """The run of `entry` that files, bindings and flags describe; see `load` for them.
 
@@ -121,7 +125,7 @@ def resolve(
   """
   config = load(
       files, bindings, search_paths=search_paths, allow_modules=allow_modules, config_root=config_root, entry=entry,
-      overrides=overrides)
+      overrides=overrides, without=without)
   state, provided = config.states[-1], frozenset(provided)
   for key, assignment in state.assignments.items():
     if key.target is config.entry and key.name in provided:

@@ -6,7 +6,7 @@ command line last. Nothing outside the search roots is opened: `include` cannot 
 
 import dataclasses
 import pathlib
-from typing import Iterable, Sequence
+from typing import Collection, Iterable, Sequence
 
 from specjax.config import signatures
 from specjax.config import statements
@@ -35,6 +35,16 @@ class Source:
   imports: tuple[statements.Import, ...]
   bindings: tuple[statements.Binding, ...]
   overridable: frozenset[str]
+
+  def without(self, places: Collection[str]) -> 'Source':
+    """The source with the statements left out that are written at `places`."""
+    kept = lambda found: tuple(statement for statement in found if statement.where not in places)
+    return dataclasses.replace(self, imports=kept(self.imports), bindings=kept(self.bindings))
+
+
+def place(text: str) -> str:
+  """Where errors say that a binding 'NAME=value' of the command line stands."""
+  return statements.shown(f'{COMMAND_LINE}.{text.split("=")[0].strip()}')
 
 
 def read(
@@ -71,7 +81,7 @@ def read(
   sources = list(found.values())
   parsed = []
   for text in bindings:
-    parsed.append(statements.parse_binding(text, statements.shown(f'--gin.{text.split("=")[0].strip()}')))
+    parsed.append(statements.parse_binding(text, place(text)))
   return [*sources, Source(COMMAND_LINE, (), tuple(parsed), frozenset(source.name for source in sources))]
 
 

@@ -258,8 +258,8 @@ def _step_cost(cost, batch, context):
       flops=batch * cost['flops_per_token'])
 
 
-def _equal_to_baseline(rows, baseline):
-  """(equal, compared) outputs of greedy rows, None for sampled ones."""
+def equal_outputs(rows, baseline):
+  """(equal, compared) outputs of greedy rows and of others to the same questions, None for sampled ones."""
   if baseline is None or rows[0]['temperature'] > 0:
     return None
   expected = {row['question_id']: row['choices'][0]['token_ids'] for row in _first_repeats(baseline)}
@@ -328,7 +328,8 @@ def _quality(rows):
   return statistics.mean_interval(scores, groups=questions, seed=BOOTSTRAP_SEED)
 
 
-def _quality_difference(rows, baseline):
+def quality_difference(rows, baseline):
+  """`Interval` of the mean score of some rows minus that of others, paired by question."""
   ours, theirs = ([row for row in _first_repeats(found or []) if row['score'] is not None]
                   for found in (rows, baseline))
   if not ours or not theirs:
@@ -338,14 +339,20 @@ def _quality_difference(rows, baseline):
       [row['score'] for row in theirs], [row['question_id'] for row in theirs], seed=BOOTSTRAP_SEED)
 
 
+def speed_ratio(rows, reference, *, groups=clock_groups):
+  """`Interval` of the tokens per second of some rows over those of others, paired by `groups` of rows."""
+  return statistics.speedup_interval(
+      _of_choice(rows, 'new_tokens'), _of_choice(rows, 'wall_time'), groups(rows),
+      _of_choice(reference, 'new_tokens'), _of_choice(reference, 'wall_time'), groups(reference))
+
+
 def _speedup(rows, baseline):
   """(interval, decode estimate, Spec-Bench's figure, std over runs); nothing for an oracle."""
   if baseline is None or methods_lib.lookup(rows[0]['method']).is_oracle:
     return statistics.Interval(None, None, None), None, None, None
   tokens, seconds = _of_choice(rows, 'new_tokens'), _of_choice(rows, 'wall_time')
   old_tokens, old_seconds = _of_choice(baseline, 'new_tokens'), _of_choice(baseline, 'wall_time')
-  interval = statistics.speedup_interval(
-      tokens, seconds, clock_groups(rows), old_tokens, old_seconds, clock_groups(baseline))
+  interval = speed_ratio(rows, baseline)
   decode = efficiency.ratio(
       statistics.ratio_of_totals(tokens, _of_choice(rows, 'decode_time')) or 0.0,
       statistics.ratio_of_totals(old_tokens, _of_choice(baseline, 'decode_time')))
@@ -416,9 +423,9 @@ def _series(rows, baseline, run, confidence):
       prompts=len({row['question_id'] for row in rows}), samples=len(once),
       repeats=len({row['repeat'] for row in rows}), errors=sum(row['error'] is not None for row in rows),
       counts=counts, speedup=speedup, decode_speedup=decode_speedup, spec_bench_speedup=spec_bench, speedup_std=std,
-      relative_latency=_inverse(speedup), quality=_quality(rows), quality_difference=_quality_difference(rows, baseline),
+      relative_latency=_inverse(speedup), quality=_quality(rows), quality_difference=quality_difference(rows, baseline),
       pct_of_limit=None if method.is_oracle else _limit(rows, run, times['decode_seconds']),
-      equal_to_baseline=None if first['method'] == methods_lib.BASELINE else _equal_to_baseline(rows, baseline),
+      equal_to_baseline=None if first['method'] == methods_lib.BASELINE else equal_outputs(rows, baseline),
       diff_causes=_diff_causes(rows), deferral_rate=_deferral_rate(once),
       rejection_gap=_rejection_gap(once, confidence),
       **{name: _recorded(once, name) for name in ('overlap', 'tv_to_target', 'kl_to_target', 'tv_goal_drafter')},
