@@ -35,7 +35,16 @@ from specjax.core import checks
 from specjax.metrics import efficiency
 
 PROMPT_LENGTH = 32
+MAX_MATCH = 2  # tokens that must agree at most in prompt lookup, the default of transformers
 TOLERANCE = 0.03  # of the acceptance rate, when the damping is searched for
+
+
+GENERATORS = {
+    None: candidate_generator.AssistedCandidateGenerator,
+    'assistant': candidate_generator.AssistedCandidateGenerator,
+    'lookup': candidate_generator.PromptLookupCandidateGenerator,
+    'early exit': candidate_generator.EarlyExitCandidateGenerator,
+}
 
 
 @dataclasses.dataclass
@@ -177,13 +186,13 @@ def find_damping(family, prompts, *, wanted, temperature, num_draft_tokens, max_
 
 
 class Rounds:
-  """Counts the rounds of assisted generation: what was drafted, evaluated and accepted."""
+  """Counts the rounds of a way of assisted generation: what was drafted, evaluated and accepted."""
 
-  def __init__(self):
-    self.counts = collections.Counter()
+  def __init__(self, assistance):
+    self.counts, self.generator = collections.Counter(), GENERATORS[assistance]
 
   def __enter__(self):
-    generator = candidate_generator.AssistedCandidateGenerator
+    generator = self.generator
     self.originals = generator.get_candidates, generator.update_candidate_strategy
     get, update = self.originals
 
@@ -202,23 +211,26 @@ class Rounds:
     return self
 
   def __exit__(self, *error):
-    generator = candidate_generator.AssistedCandidateGenerator
-    generator.get_candidates, generator.update_candidate_strategy = self.originals
+    self.generator.get_candidates, self.generator.update_candidate_strategy = self.originals
 
 
-def run_theirs(models, prompts, *, temperature, max_new_tokens, batch_size, num_draft_tokens=None):
-  """(list of generated tokens, counts of the rounds) by transformers; with a drafter where `num_draft_tokens` is given."""
+def run_theirs(models, prompts, *, temperature, max_new_tokens, batch_size, assistance=None, num_draft_tokens=None,
+               num_layers=None):
+  """(list of generated tokens, counts of the rounds) by transformers; `assistance` as in `GENERATORS`, None without."""
   target, drafter = models
   options = dict(max_new_tokens=max_new_tokens, do_sample=temperature > 0)
   if temperature > 0:
     options |= dict(temperature=float(temperature), top_k=0, top_p=1.0)
-  if num_draft_tokens is not None:
-    drafter.generation_config.num_assistant_tokens = num_draft_tokens
-    drafter.generation_config.num_assistant_tokens_schedule = 'constant'
-    drafter.generation_config.assistant_confidence_threshold = 0.0
-    options['assistant_model'] = drafter
+  if assistance == 'lookup':
+    options |= dict(prompt_lookup_num_tokens=num_draft_tokens, max_matching_ngram_size=MAX_MATCH)
+  elif assistance is not None:
+    assistant = drafter if assistance == 'assistant' else target
+    assistant.generation_config.num_assistant_tokens = num_draft_tokens
+    assistant.generation_config.num_assistant_tokens_schedule = 'constant'
+    assistant.generation_config.assistant_confidence_threshold = 0.0
+    options |= dict(assistant_model=drafter) if assistance == 'assistant' else dict(assistant_early_exit=num_layers)
   found = []
-  with torch.inference_mode(), Rounds() as rounds:
+  with torch.inference_mode(), Rounds(assistance) as rounds:
     for start in range(0, len(prompts), batch_size):
       tokens = torch.tensor(prompts[start:start + batch_size])
       torch.manual_seed(start)
@@ -290,8 +302,17 @@ def measure(kind, case, folders, prompts, args, *, temperature, batch_size, band
       'specjax speculative': lambda: run_ours(pair, prompts, method=speculative, **common),
   }
   if batch_size == 1:  # Assisted generation takes one row.
-    functions['transformers assisted'] = lambda: run_theirs(
-        theirs, prompts, num_draft_tokens=args.num_draft_tokens, **common)
+    assisted = functools.partial(run_theirs, theirs, prompts, num_draft_tokens=args.num_draft_tokens, **common)
+    functions['transformers assisted'] = lambda: assisted(assistance='assistant')
+    if case == 'matched':
+      lookup = specjax.prompt_lookup(num_draft_tokens=args.num_draft_tokens, max_match=MAX_MATCH, prefers='first')
+      functions['specjax lookup'] = lambda: run_ours(pair, prompts, method=lookup, **common)
+      functions['transformers lookup'] = lambda: assisted(assistance='lookup')
+    if case == 'matched' and kind.family == 'decoder-only':  # transformers cannot leave a T5 early.
+      layers = kind.num_drafter_layers
+      early_exit = specjax.early_exit(num_layers=layers, num_draft_tokens=args.num_draft_tokens)
+      functions['specjax early exit'] = lambda: run_ours(pair, prompts, method=early_exit, **common)
+      functions['transformers early exit'] = lambda: assisted(assistance='early exit', num_layers=layers)
   seconds, results = interleaved(functions, args.repeats)
   rows, limit = [], bandwidth / bytes_per_token(pair) * batch_size
   for name, result in results.items():
@@ -300,13 +321,13 @@ def measure(kind, case, folders, prompts, args, *, temperature, batch_size, band
                tokens_per_second=tokens / sum(seconds[name]), seconds=seconds[name])
     if 'autoregressive' in name or 'generate' in name:
       row['percent_of_limit'] = 100 * row['tokens_per_second'] / limit
-    if 'speculative' in name:
+    if name in ('specjax speculative', 'specjax lookup', 'specjax early exit'):
       counts = efficiency.total_counts(result.stats)
-      row |= dict(acceptance_rate=counts.accepted / counts.evaluated, target_calls=counts.target_calls,
+      row |= dict(acceptance_rate=counts.accepted / max(counts.evaluated, 1), target_calls=counts.target_calls,
                   acceptance_length=1 + counts.accepted / counts.steps)
-    if 'assisted' in name:
+    if name in ('transformers assisted', 'transformers lookup', 'transformers early exit'):
       counts = result[1]
-      row |= dict(acceptance_rate=counts['accepted'] / counts['evaluated'], target_calls=counts['target_calls'],
+      row |= dict(acceptance_rate=counts['accepted'] / max(counts['evaluated'], 1), target_calls=counts['target_calls'],
                   acceptance_length=1 + counts['accepted'] / counts['target_calls'])
     rows.append(row)
   if temperature == 0:
@@ -322,7 +343,8 @@ def measure(kind, case, folders, prompts, args, *, temperature, batch_size, band
     functions['transformers assisted']()
     total = time.perf_counter() - start
     clock.close()
-    rows[-1]['seconds_inside'] = dict(clock.seconds, rest=total - sum(clock.seconds.values()))
+    inside = dict(clock.seconds, rest=total - sum(clock.seconds.values()))
+    next(row for row in rows if row['system'] == 'transformers assisted')['seconds_inside'] = inside
   return rows
 
 
