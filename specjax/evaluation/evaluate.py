@@ -1,6 +1,7 @@
 """`evaluate`: runs pairs x tasks x methods x knobs x sampling x seeds, timed and scored, into rows.jsonl."""
 
 import contextlib
+import functools
 from collections.abc import Mapping, Sequence
 
 from specjax.core import checks
@@ -16,8 +17,13 @@ from specjax.evaluation import rows as rows_lib
 from specjax.evaluation import runner as runner_lib
 from specjax.evaluation import sweep as sweep_lib
 from specjax.evaluation import task_sources
+from specjax.tasks import framing
 
-DTYPES = ('float32', 'bfloat16')
+_CHOICES = {
+    'dtype': ('float32', 'bfloat16'), 'bonus': ('rule', 'target'), 'detail': ('none', 'summary'),
+    'vocabulary': ('same', 'intersection'), 'chat_template': framing.CHOICES}
+AXES = ('pairs', 'tasks', 'methods', 'num_draft_tokens', 'temperatures', 'top_p', 'seeds', 'batch_sizes')
+_IDLE = task_sources.DataSettings._field_defaults | {'vocabulary': 'same', 'chat_template': 'auto'}
 
 # Arguments of `evaluate` that do not change what the rows say.
 _NOT_CONFIGURATION = ('output_path', 'data_dir', 'resume', 'overwrite', 'profile', 'operative_config', 'compilation_cache',
@@ -31,9 +37,9 @@ def evaluate(
     batch_sizes: Sequence[int], max_new_tokens: int, max_samples: int, repeats: int, warmups: int, dtype: str, bonus: str,
     detail: str, split: str, data_seed: int, force_length: bool, output_path: str, data_dir: str | None = None,
     num_fewshot: int | Mapping[str, int] = 0, input_key: str = 'inputs', target_key: str = 'targets',
-    allow_code_execution: bool = False, vocabulary: str = 'same', resume: bool = False,
-    overwrite: bool = False, profile: bool = False, operative_config: str | None = None,
-    compilation_cache: Mapping | None = None, load_runner=runner_lib.load_runner,
+    allow_code_execution: bool = False, vocabulary: str = 'same', chat_template: str = 'auto',
+    stop_at_answer_end: bool = True, resume: bool = False, overwrite: bool = False, profile: bool = False,
+    operative_config: str | None = None, compilation_cache: Mapping | None = None, load_runner=runner_lib.load_runner,
 ):
   """The directory with the finished run's rows.
 
@@ -62,7 +68,11 @@ def evaluate(
     input_key, target_key: fields of `jsonl:` and `tsv:` files.
     allow_code_execution: run the programs that a model writes, in a process without network, files and further processes.
     vocabulary: 'same', or 'intersection' for checkpoints whose drafter has another vocabulary; lossless all the same.
-    force_length: ignore EOS, for speed alone; nothing is scored, so methods that change the law are refused.
+    chat_template: turns that questions are put in, 'gemma' or 'none'; 'auto' is what the target's folder says.
+    stop_at_answer_end: stop where the answer of a task is over (a line break, the next question), as far as its tokens
+      show; an answer that begins with its end is empty then. Otherwise models run on, and the text is cut there.
+    force_length: ignore EOS and ends of answers, for speed alone; nothing is scored, so methods that change the law are
+      refused.
     output_path: directory of the run.
     resume, overwrite: what to do with results that are there.
     profile: also write a profiler trace of one generation per structure.
@@ -74,21 +84,17 @@ def evaluate(
     interrupts.Stopped: a signal came; rows on disk are whole.
     SpecjaxError: a timed batch compiled.
   """
-  given = {name: value for name, value in locals().items() if name not in _NOT_CONFIGURATION}
-  config = _checked(given)
-  # The sweep that a method brings along is part of what was run.
-  config['thresholds'] = {
-      name: [list(dict(knob).values()) for knob in grid.knob_values(methods_lib.lookup(name), thresholds)]
-      for name in methods if methods_lib.lookup(name).knobs}
+  given = arguments_of(locals())
+  for check in checks_of(given):
+    check()
   samplings = grid.samplings(temperatures=temperatures, top_p=top_p, top_k=top_k, min_p=min_p)
   blocks = grid.blocks(
       pairs=pairs, tasks=tasks, methods=methods, thresholds=thresholds, num_draft_tokens=num_draft_tokens,
       samplings=samplings, seeds=seeds, batch_sizes=batch_sizes, greedy_methods=greedy_methods)
   output.check_free(output_path, resume=resume, overwrite=overwrite)
-  data = task_sources.DataSettings(data_dir, num_fewshot, input_key, target_key, allow_code_execution)
-  loaded = {name: task_sources.load(name, split=split, count=max_samples, seed=data_seed, data=data)
-            for name in dict.fromkeys(tasks)}
-  name = output.run_id(config, {task.name: task.sha256 for task in loaded.values()})
+  loaded = {name: load_task(name, given, data_dir=data_dir) for name in dict.fromkeys(tasks)}
+  config = configuration(given, loaded)
+  name = name_of(config, loaded)
   with contextlib.ExitStack() as stack:
     signals = stack.enter_context(interrupts.Interrupts())
     out = stack.enter_context(output.Output(output_path, name=name, config=config, overwrite=overwrite))
@@ -113,25 +119,66 @@ def evaluate(
   return out.path
 
 
-def _checked(given):
-  """The configuration as JSON, scalars checked."""
-  for name, low in (('max_new_tokens', 1), ('max_samples', 1), ('repeats', 1), ('warmups', 1)):
-    checks.integer(name, given[name], low=low, high=checks.MAX_NEW_TOKENS, where=f'evaluate.{name}')
-  for name, allowed in (('dtype', DTYPES), ('bonus', ('rule', 'target')), ('detail', ('none', 'summary')),
-                        ('vocabulary', ('same', 'intersection'))):
-    if given[name] not in allowed:
-      raise ConfigError(what=name, where=f'evaluate.{name}', got=given[name], expected=f'one of {allowed}')
-  for name in ('pairs', 'tasks', 'methods', 'num_draft_tokens', 'temperatures', 'top_p', 'seeds', 'batch_sizes'):
-    if isinstance(given[name], str) or not isinstance(given[name], Sequence):
-      raise ConfigError(what=name, where=f'evaluate.{name}', got=given[name], expected='a list')
-  if given['force_length']:
-    lossy = [name for name in given['methods'] if not methods_lib.lookup(name).lossless]
-    if lossy:
-      raise ConfigError(
-          what=f'{lossy[0]} with a forced length', where='evaluate.force_length', expected='methods that keep the law',
-          fix='Nothing is scored then, and the speed of a lossy method alone says nothing: run it without force_length.')
+def arguments_of(given):
+  """The arguments of `evaluate` that say what the rows say, of all of them."""
+  return {name: value for name, value in given.items() if name not in _NOT_CONFIGURATION}
+
+
+def checks_of(given):
+  """Yields functions without arguments; each raises for one thing that is wrong with an argument of `evaluate`."""
+  for name in ('max_new_tokens', 'max_samples', 'repeats', 'warmups'):
+    yield functools.partial(
+        checks.integer, name, given[name], low=1, high=checks.MAX_NEW_TOKENS, where=f'evaluate.{name}')
+  for name, allowed in _CHOICES.items():
+    yield functools.partial(_check_choice, name, given[name], allowed)
+  for name in AXES:
+    yield functools.partial(_check_list, name, given[name])
+  for name in given['methods'] if given['force_length'] else ():
+    yield functools.partial(_check_lossless, name)
+
+
+def _check_choice(name, value, allowed):
+  if value not in allowed:
+    raise ConfigError(what=name, where=f'evaluate.{name}', got=value, expected=f'one of {allowed}')
+
+
+def _check_list(name, value):
+  if isinstance(value, str) or not isinstance(value, Sequence):
+    raise ConfigError(what=name, where=f'evaluate.{name}', got=value, expected='a list')
+
+
+def _check_lossless(name):
+  if not methods_lib.lookup(name).lossless:
+    raise ConfigError(
+        what=f'{name} with a forced length', where='evaluate.force_length', expected='methods that keep the law',
+        fix='Nothing is scored then, and the speed of a lossy method alone says nothing: run it without force_length.')
+
+
+def configuration(given, tasks):
+  """`arguments_of` as JSON, with the sweeps that methods bring along: what names a run, together with its prompts.
+
+  Args:
+    given: the arguments.
+    tasks: name -> `task_sources.Task`.
+  """
   # What is at its default changes nothing; left out, runs that were begun before it existed can be resumed.
-  defaults = task_sources.DataSettings._field_defaults | {'vocabulary': 'same'}
-  idle = {name for name, value in defaults.items() if given.get(name) == value}
+  idle = {name for name, value in _IDLE.items() if given.get(name) == value}
   jsonable = {name: dict(value) if isinstance(value, Mapping) else value for name, value in given.items() if name not in idle}
+  jsonable['thresholds'] = {
+      name: [list(dict(knob).values()) for knob in grid.knob_values(methods_lib.lookup(name), given['thresholds'])]
+      for name in given['methods'] if methods_lib.lookup(name).knobs}
+  if any(task.ends_answers for task in tasks.values()) and not given['force_length']:
+    jsonable['stop_at_answer_end'] = True  # A default, yet rows that were written before it existed are longer.
   return rows_lib.finite(jsonable)
+
+
+def load_task(name, given, *, data_dir):
+  """One of the tasks that the arguments name, as a `task_sources.Task`."""
+  named = {field: given[field] for field in task_sources.DataSettings._fields if field in given}
+  return task_sources.load(name, split=given['split'], count=given['max_samples'], seed=given['data_seed'],
+                           data=task_sources.DataSettings(**named | {'data_dir': data_dir}))
+
+
+def name_of(config, tasks):
+  """The run's id, of its `configuration` and its tasks."""
+  return output.run_id(config, {task.name: task.sha256 for task in tasks.values()})

@@ -14,6 +14,7 @@ from specjax.evaluation import row_log
 LOG = logging.getLogger('specjax.eval')
 
 MAX_BATCH = 2**16
+_RANGES = {'num_draft_tokens': (1, checks.MAX_DRAFT_TOKENS), 'batch_sizes': (1, MAX_BATCH), 'seeds': (0, 2**32 - 1)}
 SAMPLING = ('temperature', 'top_p', 'top_k', 'min_p')
 
 
@@ -87,9 +88,8 @@ def samplings(*, temperatures: Sequence[float], top_p: Sequence[float], top_k: i
   Raises:
     ConfigError: an empty axis. ParamError: a number out of range.
   """
-  for name, axis in (('temperatures', temperatures), ('top_p', top_p)):
-    if not axis:
-      raise ConfigError(what=f'empty {name}', where=f'evaluate.{name}', expected='at least one value')
+  check_not_empty('temperatures', temperatures)
+  check_not_empty('top_p', top_p)
   found = []
   for temperature in temperatures:
     if temperature == 0:
@@ -129,12 +129,33 @@ def knob_values(method: methods_lib.Method, thresholds: Mapping | Sequence):
   return list(dict.fromkeys(found))
 
 
-def _unknown_thresholds(thresholds):
+def check_thresholds(thresholds):
+  """Raises `ConfigError` for thresholds of something that is no method with a knob."""
   for name in thresholds if isinstance(thresholds, Mapping) else ():
     if name not in methods_lib.METHODS or not methods_lib.METHODS[name].knobs:
       raise ConfigError(
           what=f'thresholds for {name!r}', where='thresholds',
           expected=f'one of {sorted(m.name for m in methods_lib.METHODS.values() if m.knobs)}')
+
+
+def check_not_empty(name, axis):
+  """Raises `ConfigError` for an axis without a value."""
+  if not axis:
+    raise ConfigError(what=f'empty {name}', where=f'evaluate.{name}', expected='at least one value')
+
+
+def check_greedy(name, methods):
+  """Raises `ConfigError` for one of `greedy_methods` that is none of `methods`."""
+  methods_lib.lookup(name)
+  if name not in methods:
+    raise ConfigError(
+        what=f'{name!r} is not among methods', where='greedy_methods', expected=f'some of {list(methods)}')
+
+
+def check_integer(name, value):
+  """Raises `ParamError` or `LimitError` for a value of an axis of integers that is out of its range."""
+  low, high = _RANGES[name]
+  checks.integer(name, value, low=low, high=high, where=f'evaluate.{name}')
 
 
 def _at(chosen, sampling, greedy):
@@ -178,17 +199,14 @@ def blocks(
   axes = dict(pairs=pairs, tasks=tasks, methods=methods, num_draft_tokens=num_draft_tokens, samplings=samplings,
               seeds=seeds, batch_sizes=batch_sizes)
   for name, axis in axes.items():
-    if not axis:
-      raise ConfigError(what=f'empty {name}', where=f'evaluate.{name}', expected='at least one value')
+    check_not_empty(name, axis)
   chosen = [methods_lib.lookup(name) for name in dict.fromkeys(methods)]
   for name in greedy_methods or ():
-    if methods_lib.lookup(name) not in chosen:
-      raise ConfigError(what=f'{name!r} is not among methods', where='greedy_methods', expected=f'some of {list(methods)}')
-  _unknown_thresholds(thresholds)
-  for name, axis, low, high in (('num_draft_tokens', num_draft_tokens, 1, checks.MAX_DRAFT_TOKENS),
-                                ('batch_sizes', batch_sizes, 1, MAX_BATCH), ('seeds', seeds, 0, 2**32 - 1)):
+    check_greedy(name, methods)
+  check_thresholds(thresholds)
+  for name, axis in (('num_draft_tokens', num_draft_tokens), ('batch_sizes', batch_sizes), ('seeds', seeds)):
     for value in axis:
-      checks.integer(name, value, low=low, high=high, where=f'evaluate.{name}')
+      check_integer(name, value)
   _report_left_out(chosen, samplings, greedy_methods)
   knobs = {method.name: knob_values(method, thresholds) for method in chosen}
   lengths = list(dict.fromkeys(num_draft_tokens))

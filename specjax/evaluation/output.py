@@ -74,6 +74,24 @@ def check_free(directory, *, resume, overwrite):
         fix='Pass --resume to go on, --overwrite to start again, or another --output_path.')
 
 
+def check_same(directory, run, *, found, name, config):
+  """Raises `ConfigError`, with what differs, when what is there is of another run.
+
+  Args:
+    directory: for the error.
+    run: run.json of what is there.
+    found: id of what is there.
+    name, config: of the run that wants to go on.
+  """
+  if found != name:
+    old = run.get('config', {})
+    differing = sorted(key for key in old.keys() | config.keys() if old.get(key) != config.get(key))
+    raise ConfigError(
+        what='results of another run', where=str(directory), got=f'run {found}',
+        expected=f'run {name}' + (f' (differing: {", ".join(differing)})' if differing else ' (other prompts)'),
+        fix='Resume with the configuration it was started with, or choose another --output_path.')
+
+
 class Output:
   """The open directory of a run.
 
@@ -106,14 +124,8 @@ class Output:
     self.run.setdefault('pairs', {})
 
   def _check_same(self, config):
-    other = {row['run_id'] for row in self.writer.rows} | ({self.run['run_id']} if self.run else set())
-    if other - {self.run_id}:
-      old = self.run.get('config', {})
-      differing = sorted(key for key in old.keys() | config.keys() if old.get(key) != config.get(key))
-      raise ConfigError(
-          what='results of another run', where=str(self.path), got=f'run {sorted(other - {self.run_id})[0]}',
-          expected=f'run {self.run_id}' + (f' (differing: {", ".join(differing)})' if differing else ' (other prompts)'),
-          fix='Resume with the configuration it was started with, or choose another --output_path.')
+    for other in sorted({row['run_id'] for row in self.writer.rows} | ({self.run['run_id']} if self.run else set())):
+      check_same(self.path, self.run, found=other, name=self.run_id, config=config)
 
   def write_questions(self, tasks):
     """Writes questions.jsonl, in Spec-Bench's format: what was asked, for people who read the rows."""
@@ -135,7 +147,7 @@ class Output:
       ConfigError: the checkpoint or tokenizer has changed since the run was begun.
     """
     old = self.run['pairs'].get(pair)
-    for field in ('checkpoint_sha256', 'tokenizer_sha256'):
+    for field in ('checkpoint_sha256', 'tokenizer_sha256', 'chat_template'):
       if old and old.get(field) != metadata.get(field):
         raise ConfigError(
             what=f'{field} of {pair!r} has changed since the run was begun', where=str(self.path),

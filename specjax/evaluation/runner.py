@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import types
-from specjax.core.errors import PromptError, SpecjaxError
+from specjax.core.errors import ConfigError, PromptError, SpecjaxError
 from specjax.decode import generate
+from specjax.decode import inputs
 from specjax.decode import memory
 from specjax.decode import run
 from specjax.decode import speculative
@@ -25,6 +26,9 @@ from specjax.metrics import timing
 from specjax.pairs import builtin
 from specjax.pairs import loaded
 from specjax.rules import lossless
+from specjax.tasks import answer_ends
+from specjax.tasks import example as example_lib
+from specjax.tasks import framing
 from specjax.tasks import prompts
 
 
@@ -33,12 +37,34 @@ TIE_GAP = 1e-4
 
 
 class Shape(NamedTuple):
-  """What all points of a pair share, so that they share executables: `width` of the prompt buffer, tokens generated at
-  most, and slots of a full cache layer."""
+  """What all points of a pair share, so that they share executables.
+
+  Attributes:
+    width: of the prompt buffer, tokens.
+    max_new_tokens: tokens generated at most.
+    capacity: slots of a full cache layer.
+    stops: how many token sequences end an answer, at most, and tokens of the longest.
+  """
 
   width: int
   max_new_tokens: int
   capacity: int
+  stops: tuple[int, int] = (0, 0)
+
+
+class Likelihood(NamedTuple):
+  """What a model says of a reference, given its prompt, at temperature 1.
+
+  Attributes:
+    log_prob: of the reference, nats.
+    num_tokens, num_bytes: its length.
+    is_best: whether each of its tokens is the likeliest.
+  """
+
+  log_prob: float
+  num_tokens: int
+  num_bytes: int
+  is_best: bool
 
 
 class PairRunner:
@@ -51,17 +77,23 @@ class PairRunner:
     bonus: whose law the token after full acceptance follows.
     force_length: ignore EOS, so that every row generates `max_new_tokens`.
     detail: 'summary' records what the rules did, 'none' nothing.
+    chat_template: how questions are put, 'none' or a key of `framing.TEMPLATES`.
   """
 
-  def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length, detail='none'):
+  def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length, detail='none', chat_template='none'):
     self.name = pair.name
     self._pair = pair
     self._checkpoint_sha256 = checkpoint_sha256
     self._dtype = dtype
     self._bonus = bonus
     self._detail = detail
-    self._eos_ids = () if force_length else (self._pair.tokenizer.eos_id,)
     self._is_decoder_only = self._pair.family == 'decoder-only'
+    if chat_template != 'none' and not self._is_decoder_only:
+      raise ConfigError(
+          what=f'chat_template {chat_template!r}', where=pair.name, got='an encoder-decoder', expected='a decoder')
+    self._framing = framing.make(chat_template, tokenizer=pair.tokenizer, family=pair.family)
+    self._force_length = force_length
+    self._eos_ids = () if force_length else self._framing.eos_ids
 
   @property
   def model_id(self):
@@ -76,38 +108,66 @@ class PairRunner:
         'family': self._pair.family, 'dtype': str(self._dtype), 'vocab_size': self._pair.target.vocab_size,
         'parameters': sizes, 'parameter_bytes': {r: memory.tree_bytes(self._pair.params[r]) for r in sizes},
         'tokenizer_sha256': self._pair.tokenizer.sha256, 'checkpoint_sha256': self._checkpoint_sha256,
+        'chat_template': None if self._framing.name == 'none' else self._framing.name,
         'models': {role: repr(getattr(self._pair, role)) for role in sizes},
     }
 
   def encode(self, example):
     """The token ids that the target is prompted with; of an encoder-decoder the encoder's input."""
-    layout = prompts.decoder_only_prompt if self._is_decoder_only else prompts.encoder_tokens
-    return tuple(layout(example, self._pair.tokenizer))
+    return tuple(self._framing.question(example.inputs))
 
   def encode_turn(self, text):
-    """The token ids of what is asked in a later turn, without marks."""
-    return tuple(self._pair.tokenizer.encode(text))
+    """The token ids of what is asked in a later turn."""
+    return tuple(self._framing.turn(text))
 
   def follow_up(self, question, tokens):
     """The question of the next turn, behind the generated `tokens` of this one."""
-    prompt = prompts.follow_up(
-        question.prompt, tokens, question.turns[question.turn], self._pair.tokenizer, self._pair.family)
+    prompt = self._framing.follow_up(question.prompt, tokens, question.turns[question.turn])
     return question._replace(prompt=tuple(prompt), turn=question.turn + 1)
 
   def text(self, token_ids):
-    """The text of generated tokens up to the first EOS."""
-    return prompts.answer_text(token_ids, self._pair.tokenizer)
+    """The text of generated tokens up to the first that ends an answer."""
+    return prompts.answer_text(token_ids, self._pair.tokenizer, eos_ids=self._framing.eos_ids)
 
   def shape(self, questions, *, max_new_tokens, points):
-    """The `Shape` that holds all `questions`, with room for the widest round of `points`."""
-    longest = max(len(question.prompt) + sum(
-        max_new_tokens + len(turn) + prompts.FOLLOW_UP_MARKS for turn in question.turns) for question in questions)
+    """The `Shape` that holds all `questions`, with room for the widest round of `points`.
+
+    Raises:
+      PromptError: an empty prompt. LimitError: more tokens than a model was made for.
+    """
+    longest = max(map(functools.partial(self._longest_prompt, max_new_tokens=max_new_tokens), questions))
     if not all(question.prompt for question in questions):
       raise PromptError(what='empty prompt', where=next(q.id for q in questions if not q.prompt))
+    self._check_length(questions, max_new_tokens)
     width = generate.bucket(longest)
     in_decoder = width if self._is_decoder_only else 1
     slack = max(self.decoder(point)[0].slack for point in {point.structure: point for point in points}.values())
-    return Shape(width, max_new_tokens, in_decoder + max_new_tokens + slack)
+    ends = [self._answer_ends(question) for question in questions]
+    stops = max(map(len, ends)), max(map(answer_ends.longest, ends))
+    return Shape(width, max_new_tokens, in_decoder + max_new_tokens + slack, stops)
+
+  def _answer_ends(self, question):
+    """The token sequences behind which an answer to a question is over."""
+    if self._force_length:
+      return ()
+    return answer_ends.sequences(self._pair.tokenizer, tuple(question.example.check.get(example_lib.ANSWER_ENDS, ())))
+
+  def _longest_prompt(self, question, *, max_new_tokens):
+    """Tokens of the prompt of its last turn, where every answer is as long as it may be."""
+    return len(question.prompt) + sum(
+        max_new_tokens + len(turn) + self._framing.num_marks for turn in question.turns)
+
+  def _check_length(self, questions, max_new_tokens):
+    inputs.check_length(
+        self._pair, lengths=[self._longest_prompt(question, max_new_tokens=max_new_tokens) for question in questions],
+        limits=[max_new_tokens] * len(questions), names=[question.id for question in questions])
+
+  def executables(self, points):
+    """(prefills, decodes): how many programs are compiled for some points; values of numbers make no other program."""
+    structures = {point.structure: point for point in points}.values()
+    decoders = [(self.decoder(point)[0], point.batch) for point in structures]
+    return (len({(jax.tree.structure(_before_rounds(decoder)), batch) for decoder, batch in decoders}),
+            len({(jax.tree.structure(decoder), batch) for decoder, batch in decoders}))
 
   def decoder(self, point):
     """(decoder, params) of a point; the knobs are leaves, so their values do not matter to the executable."""
@@ -135,15 +195,26 @@ class PairRunner:
     }
 
   def _requests(self, point, questions, shape, *, batch=None):
-    count = len(questions)
-    return generate.build_requests(
+    count, batch = len(questions), batch or point.batch
+    requests = generate.build_requests(
         [list(question.prompt) for question in questions], family=self._pair.family, width=shape.width,
-        batch_size=batch or point.batch, sampling=[point.sampling] * count if count else [],
+        batch_size=batch, sampling=[point.sampling] * count if count else [],
         max_new_tokens=[shape.max_new_tokens] * count, eos_ids=self._eos_ids,
         seed=[point.seed] * count if count else [], example_id=[question.index for question in questions],
         # A later turn draws other random numbers, also where its rounds start at the same positions (encoder-decoders).
         sample_index=[question.turn for question in questions], vocab_size=self._pair.target.vocab_size,
         start_token=self._pair.tokenizer.pad_id)
+    if not shape.stops[0]:
+      return requests
+    return requests.replace(stop_sequences=self._stop_sequences(questions, shape, batch))
+
+  def _stop_sequences(self, questions, shape, batch):
+    """int32[B, S, W] of `types.Requests.stop_sequences`; of one shape for all tasks, or each would compile its own."""
+    found = np.full((batch, *shape.stops), -1, np.int32)
+    for row, question in enumerate(questions):
+      for place, tokens in enumerate(self._answer_ends(question)):
+        found[row, place, :len(tokens)] = tokens
+    return found
 
   def generate(self, point, questions, shape):
     """`rows.Generation` of one batch; `questions` may be fewer than the batch, the rest is inert rows.
@@ -177,24 +248,54 @@ class PairRunner:
 
   def _logits_behind(self, prompt, generated, shape):
     """float32[V] of the target behind `prompt` and `generated`; everything is padded, so that it compiles once."""
+    batch, first = self._teacher_forced(prompt, generated, encoder_width=shape.width, width=shape.capacity)
+    return np.asarray(self._forward(self._pair.params['target'], batch)[0, first + len(generated)])
+
+  def _teacher_forced(self, prompt, generated, *, encoder_width, width):
+    """(`TrainingBatch` of one padded row with prompt and continuation, the position that predicts its first token)."""
     def padded(tokens, width):
       found = np.zeros((2, 1, width), np.int32)
       found[0, 0, :len(tokens)], found[1, 0, :len(tokens)] = tokens, 1
       return found, np.arange(width, dtype=np.int32)[None]
 
-    encoder, tokens = {}, [*prompt, *generated]
+    encoder, given = {}, list(prompt)
     if not self._is_decoder_only:
-      (source, segments), positions = padded(prompt, shape.width)
+      (source, segments), positions = padded(prompt, encoder_width)
       encoder = dict(encoder_tokens=source, encoder_positions=positions, encoder_segments=segments)
-      tokens = [self._pair.tokenizer.pad_id, *generated]
-    (fed, segments), positions = padded(tokens, shape.capacity)
+      given = [self._pair.tokenizer.pad_id]
+    (fed, segments), positions = padded([*given, *generated], width)
+    targets = np.roll(fed, -1, axis=1)  # What follows each token; behind the last one nobody looks.
     batch = types.TrainingBatch(
-        tokens=fed, targets=fed, weights=np.ones(fed.shape, np.float32), positions=positions, segments=segments, **encoder)
-    return np.asarray(self._forward(self._pair.params['target'], batch)[0, len(tokens) - 1])
+        tokens=fed, targets=targets, weights=np.ones(fed.shape, np.float32), positions=positions, segments=segments,
+        **encoder)
+    return batch, len(given) - 1
 
   @functools.cached_property
   def _forward(self):
     return jax.jit(lambda params, batch: self._pair.target.forward(params, batch).logits)
+
+  def likelihoods(self, questions):
+    """Role -> the `Likelihood` of each question's reference behind its prompt, by one full pass each.
+
+    Raises:
+      LimitError: a prompt with its reference is longer than a model was made for.
+    """
+    references = [self._framing.reference(question.example.inputs, question.example.targets) for question in questions]
+    lengths, sizes = [len(question.prompt) for question in questions], [len(tokens) for tokens, _ in references]
+    inputs.check_length(self._pair, lengths=lengths, limits=sizes, names=[question.id for question in questions])
+    encoder_width = generate.bucket(max(lengths))
+    width = generate.bucket(max(
+        size + (length if self._is_decoder_only else 1) for length, size in zip(lengths, sizes, strict=True)))
+    found = {'target': [], 'drafter': []}
+    for role, kept in found.items():
+      score = jax.jit(functools.partial(_score_tokens, getattr(self._pair, role)))
+      for question, (tokens, text) in zip(questions, references, strict=True):
+        batch, first = self._teacher_forced(question.prompt, tokens, encoder_width=encoder_width, width=width)
+        log_probs, is_best = (np.asarray(array)[0, first:first + len(tokens)]
+                              for array in score(self._pair.params[role], batch))
+        kept.append(Likelihood(float(log_probs.astype(np.float64).sum()), len(tokens),
+                               len(text.encode('utf-8', 'surrogatepass')), bool(is_best.all())))
+    return found
 
   def machine(self):
     """The measured `timing.Machine` this process runs on."""
@@ -203,6 +304,14 @@ class PairRunner:
   def compile_log(self):
     """The executables compiled so far by this process, with seconds."""
     return run.compile_log()
+
+
+def _score_tokens(model, params, batch):
+  """(log-probabilities of the targets [B, T], whether each is the likeliest token), at least in float32."""
+  logits = model.forward(params, batch).logits
+  laws = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)), axis=-1)
+  picked = jnp.take_along_axis(laws, batch.targets[..., None], axis=-1)[..., 0]
+  return picked, jnp.argmax(logits, axis=-1) == batch.targets
 
 
 def _before_rounds(decoder):
@@ -221,13 +330,38 @@ def _is_read(path, params):
   return not ('head' in params and 'embed' in names[0])
 
 
-def load_runner(name, *, dtype, bonus, force_length, detail, vocabulary='same'):
-  """The `PairRunner` of a built-in pair, or of the two checkpoints TARGET::DRAFTER."""
+def load_runner(name, *, dtype, bonus, force_length, detail, vocabulary='same', chat_template='auto', is_outline=False):
+  """The `PairRunner` of a built-in pair, or of the two checkpoints TARGET::DRAFTER.
+
+  Args:
+    name: of the pair.
+    dtype, bonus, force_length, detail, vocabulary: as in `evaluate.evaluate`.
+    chat_template: one of `framing.CHOICES`; 'auto' is what the target's folder says.
+    is_outline: whether shapes stand for the parameters: it knows all sizes and cannot generate.
+
+  Raises:
+    ConfigError: no such pair. CheckpointError, VocabError: it cannot be read.
+  """
+  digest = None
   if loaded.is_named(name):
-    pair = loaded.load_named(name, dtype=jnp.dtype(dtype), vocabulary=vocabulary)
-    return PairRunner(pair, checkpoint_sha256=None, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail)
-  pair = builtin.load_pair(name, dtype=jnp.dtype(dtype))
-  with importlib.resources.as_file(importlib.resources.files('specjax.pairs') / 'data' / name) as directory:
-    digest = provenance.sha256_of_files(directory.glob('*'))
-  return PairRunner(pair, checkpoint_sha256=digest, dtype=dtype, bonus=bonus, force_length=force_length,
-                    detail=detail)
+    pair = loaded.load_named(name, dtype=jnp.dtype(dtype), vocabulary=vocabulary, is_outline=is_outline)
+    if chat_template == 'auto':
+      is_decoder = pair.family == 'decoder-only'
+      chat_template = loaded.chat_template_of(loaded.paths_of(name)[0]) if is_decoder else 'none'
+  elif name not in builtin.PAIRS:
+    raise ConfigError(what='pair', where='evaluate.pairs', got=name, fix='Or name two checkpoints: TARGET::DRAFTER.',
+                      expected=f'one of {", ".join(builtin.PAIRS)}')
+  else:
+    pair = _outline_of(name, jnp.dtype(dtype)) if is_outline else builtin.load_pair(name, dtype=jnp.dtype(dtype))
+    with importlib.resources.as_file(importlib.resources.files('specjax.pairs') / 'data' / name) as directory:
+      digest = provenance.sha256_of_files(directory.glob('*'))
+  return PairRunner(
+      pair, checkpoint_sha256=digest, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail,
+      chat_template='none' if chat_template == 'auto' else chat_template)
+
+
+def _outline_of(name, dtype):
+  """A built-in pair with shapes in place of parameters."""
+  models = {role: builtin.make_model(builtin.MODELS[f'{name}_{role}'], dtype=dtype) for role in ('target', 'drafter')}
+  return builtin.make_pair(
+      name, **{role: (model, jax.eval_shape(model.init, jax.random.key(0))) for role, model in models.items()})

@@ -18,6 +18,7 @@ import jax
 from specjax.core.errors import SpecjaxError
 from specjax.decode import memory
 from specjax.evaluation import grid
+from specjax.evaluation import likelihoods
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import row_log
 from specjax.evaluation import rows as rows_lib
@@ -25,6 +26,7 @@ from specjax.evaluation import rows as rows_lib
 LOG = logging.getLogger('specjax.eval')
 
 RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
+_OPTIONAL_SETTINGS = {'vocabulary': 'same', 'chat_template': 'auto'}
 
 
 class Measured(NamedTuple):
@@ -75,8 +77,7 @@ class Sweep:
     pending = self._pending(blocks)
     if pending:
       runner, _, shape = self._load(pair, blocks)
-      # What a point holds depends on K and the batch; the first of each is the largest (the target's own).
-      for point in {(point.num_draft_tokens, point.batch): point for point in reversed(pending)}.values():
+      for point in largest(pending):
         memory.check_fits(
             runner.memory_parts(point, shape), available=memory.available_bytes(), where=point.label)
 
@@ -90,10 +91,22 @@ class Sweep:
     self._out.record_pair(pair, runner.metadata() | {'shape': shape._asdict(), 'step_costs': runner.step_costs(shape)})
     if 'machine' not in self._out.run:
       self._out.run['machine'] = runner.machine()._asdict()
+    self._score_references(pair, runner, questions)
     structures = {point.structure: point for point in reversed(pending)}
     self._warm_up(runner, list(structures.values())[::-1], questions, shape)
     for block in blocks:
       self._measure(block, runner, questions[block.points[0].task], shape)
+
+  def _score_references(self, pair, runner, questions):
+    """Adds to run.json how likely both models find the references of running text; decoding has no part in that."""
+    known = self._out.run.setdefault('likelihoods', {}).setdefault(pair, {})
+    for name, asked in questions.items():
+      if self._tasks[name].is_running_text and name not in known and not self._config['force_length']:
+        is_judged = self._tasks[name].judge is not None
+        known[name] = {role: likelihoods.summary(found, [question.id for question in asked], is_judged=is_judged)
+                       for role, found in runner.likelihoods(asked).items()}
+        for role, summary in known[name].items():
+          LOG.info('%s %s: %s', pair, role, likelihoods.line(name, summary))
 
   def _pending(self, blocks):
     return [point for block in blocks for point in block.points
@@ -102,8 +115,9 @@ class Sweep:
   def _load(self, pair, blocks):
     """(runner, questions by task, shape) of a pair."""
     settings = {name: self._config[name] for name in RUNNER_SETTINGS}
-    if self._config.get('vocabulary', 'same') != 'same':  # A runner without a drafter's own vocabulary need not know it.
-      settings['vocabulary'] = self._config['vocabulary']
+    for name, default in _OPTIONAL_SETTINGS.items():  # A runner without checkpoints of the user need not know them.
+      if self._config.get(name, default) != default:
+        settings[name] = self._config[name]
     runner = self._load_runner(pair, **settings)
     questions = {name: ask(task.examples, runner) for name, task in self._tasks.items()}
     shape = runner.shape(
@@ -233,6 +247,14 @@ class Sweep:
     self._session['ended'] = time.time()
     self._out.run['finished'] = True
     self._out.save()
+
+
+def largest(points):
+  """Some of the points, of which one holds the most memory.
+
+  What a point holds depends on K and the batch; the first of each is the largest (the target's own).
+  """
+  return list({(point.num_draft_tokens, point.batch): point for point in reversed(points)}.values())
 
 
 def ask(examples, runner, *, first=0):

@@ -1,5 +1,6 @@
 """What a task's name stands for: its examples and who judges the answers."""
 
+import dataclasses
 import difflib
 import hashlib
 import logging
@@ -12,6 +13,7 @@ from specjax.metrics import quality
 from specjax.metrics import scores as scores_lib
 from specjax.tasks import catalogue
 from specjax.tasks import datasets
+from specjax.tasks import example as example_lib
 from specjax.tasks import judges
 from specjax.tasks import local
 from specjax.tasks import synthetic
@@ -30,6 +32,7 @@ class DataSettings(NamedTuple):
     num_fewshot: worked examples in every prompt, one number or by task name (0 for tasks that are not named).
     input_key, target_key: fields of `jsonl:` and `tsv:` files.
     allow_code_execution: whether programs that a model writes are run to judge them.
+    stop_at_answer_end: whether decoding stops where the answer is over, see `TaskRecord.answer_ends`.
   """
 
   data_dir: str | None = None
@@ -37,6 +40,7 @@ class DataSettings(NamedTuple):
   input_key: str = 'inputs'
   target_key: str = 'targets'
   allow_code_execution: bool = False
+  stop_at_answer_end: bool = True
 
 
 class Task(NamedTuple):
@@ -49,6 +53,8 @@ class Task(NamedTuple):
     score_name: what the judged value measures, with what computed it.
     source: where the examples come from, for run.json.
     num_left_out: bad lines of the source.
+    is_running_text: whether its references are the text that goes on behind the prompts, so that their likelihood says
+      how good a model is.
   """
 
   name: str
@@ -57,6 +63,12 @@ class Task(NamedTuple):
   score_name: str | None
   source: str | None = None
   num_left_out: int = 0
+  is_running_text: bool = False
+
+  @property
+  def ends_answers(self):
+    """Whether decoding stops where an answer is over."""
+    return any(example_lib.ANSWER_ENDS in example.check for example in self.examples)
 
   @property
   def score(self):
@@ -90,10 +102,13 @@ def table():
     record = catalogue.RECORDS.get(name)
     if record is None:
       kind = 'generated' if name.startswith('synthetic') else 'your file'
-      metric = 'accuracy' if kind == 'generated' else '-' if name.startswith('text') else 'exact_match'
+      metric = 'accuracy' if kind == 'generated' else 'perplexity' if name.startswith('text') else 'exact_match'
       rows.append((name, kind, summary, metric, '-', '-'))
     else:
-      rows.append((name, record.family, summary, judges.summary_of(record.metric), record.tfds_name or '-', record.licence))
+      metric = judges.summary_of(record.metric)
+      if record.family == 'text':
+        metric = 'perplexity' if record.metric is None else f'{metric}, perplexity'
+      rows.append((name, record.family, summary, metric, record.tfds_name or '-', record.licence))
   return rows
 
 
@@ -115,8 +130,8 @@ def load(name: str, *, split: str, count: int, seed: int, data: DataSettings = D
     examples = local.read_jsonl(path)[:count]
     return _labelled(name, datasets.Loaded(examples, [], path))
   if path and prefix in USER_KINDS:
-    return _labelled(name, datasets.user_file(
-        path, kind=prefix, input_key=data.input_key, target_key=data.target_key, count=count))
+    found = datasets.user_file(path, kind=prefix, input_key=data.input_key, target_key=data.target_key, count=count)
+    return _labelled(name, found)._replace(is_running_text=prefix == 'text')
   if name in catalogue.RECORDS:
     return _catalogued(name, split=split, count=count, data=data)
   if name not in descriptions() or ':' in name:
@@ -141,11 +156,16 @@ def _catalogued(name, *, split, count, data):
   record = catalogue.lookup(name)
   shots = data.num_fewshot.get(name, 0) if isinstance(data.num_fewshot, Mapping) else data.num_fewshot
   loaded = datasets.load(record, split=split, count=count, data_dir=data.data_dir, num_fewshot=shots)
+  examples = loaded.examples
+  if record.answer_ends and data.stop_at_answer_end:
+    ends = {example_lib.ANSWER_ENDS: list(record.answer_ends)}
+    examples = [dataclasses.replace(example, check=dict(example.check) | ends) for example in examples]
+  found = Task(name, examples, None, None, loaded.source, len(loaded.errors), record.family == 'text')
   metric = judges.METRICS.get(record.metric)
   if metric is not None and metric.runs_code and not data.allow_code_execution:
     LOG.warning('%s is not scored: that would run programs that a model wrote. --allow_code_execution allows it', name)
     metric = None
   if metric is None:
-    return Task(name, loaded.examples, None, None, loaded.source, len(loaded.errors))
+    return found
   judge = lambda example, text: metric.score(example, judges.cut(text, record.answer_ends))
-  return Task(name, loaded.examples, judge, metric.name(), loaded.source, len(loaded.errors))
+  return found._replace(judge=judge, score_name=metric.name())

@@ -4,6 +4,8 @@ import dataclasses
 import hashlib
 
 SPLITS = ('train', 'validation', 'test')
+# In `Example.check`: the texts before which an answer ends, where a run cuts answers there.
+ANSWER_ENDS = 'answer_ends'
 
 _MASK = (1 << 64) - 1
 _HELD_OUT_PERCENT = 4  # of all inputs, for validation and again for test

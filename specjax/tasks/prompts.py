@@ -10,6 +10,7 @@ A conversation goes on behind the model's own answer, token for token as it was 
 """
 
 from collections.abc import Sequence
+import itertools
 from typing import Literal
 
 from specjax.tasks.example import Example
@@ -70,9 +71,8 @@ def target_tokens(example: Example, tokenizer: Tokenizer) -> list[int]:
   return [*tokenizer.encode(example.targets), tokenizer.eos_id]
 
 
-def answer_text(tokens, tokenizer: Tokenizer) -> str:
-  """The text of generated tokens up to the first eos, for a scorer."""
+def answer_text(tokens, tokenizer: Tokenizer, *, eos_ids: Sequence[int] | None = None) -> str:
+  """The text of generated tokens up to the first of `eos_ids` (None: the tokenizer's eos), for a scorer."""
+  ends = (tokenizer.eos_id,) if eos_ids is None else eos_ids
   tokens = [int(token) for token in tokens]
-  if tokenizer.eos_id in tokens:
-    tokens = tokens[:tokens.index(tokenizer.eos_id)]
-  return tokenizer.decode(tokens)
+  return tokenizer.decode(list(itertools.takewhile(lambda token: token not in ends, tokens)))

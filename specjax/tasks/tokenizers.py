@@ -163,6 +163,19 @@ def load(path: str | os.PathLike, *, extra_ids: int | None = None) -> Tokenizer:
   return from_sentencepiece(content, extra_ids=extra_ids, where=str(path))
 
 
+def chat_template(folder: str | os.PathLike) -> str | None:
+  """The source of the template program that comes with a tokenizer, to be looked at and never run; None without one."""
+  folder = pathlib.Path(folder)
+  program = folder / 'chat_template.jinja'
+  if program.is_file():
+    return _content(program, _MAX_CONFIG_BYTES).decode('utf-8', 'replace')
+  found = _json_file(folder / 'chat_template.json').get('chat_template')
+  found = found or _json_file(folder / 'tokenizer_config.json').get('chat_template')
+  if isinstance(found, list):  # Several, with names.
+    found = '\n'.join(str(one.get('template')) for one in found if isinstance(one, dict))
+  return found if isinstance(found, str) and found else None
+
+
 def from_sentencepiece(content: bytes, *, extra_ids: int = 0, where: str = 'SentencePiece model') -> vocabulary.Tokenizer:
   """The tokenizer of a serialised SentencePiece model with `extra_ids` sentinels behind its pieces."""
   if isinstance(extra_ids, bool) or not isinstance(extra_ids, int) or not 0 <= extra_ids <= 1000:
@@ -207,15 +220,19 @@ def _content(path, limit):
 
 def _config_beside(path):
   """The tokenizer_config.json in the folder of a tokenizer, {} without one."""
-  config = path.parent / 'tokenizer_config.json'
-  if not config.is_file():
+  return _json_file(path.parent / 'tokenizer_config.json')
+
+
+def _json_file(path):
+  """The object in a JSON file, {} without one."""
+  if not path.is_file():
     return {}
   try:
-    found = json.loads(_content(config, _MAX_CONFIG_BYTES))
+    found = json.loads(_content(path, _MAX_CONFIG_BYTES))
   except (ValueError, RecursionError) as error:
-    raise errors.VocabError(what='tokenizer_config.json', where=str(config), got=str(error)[:500]) from error
+    raise errors.VocabError(what=path.name, where=str(path), got=str(error)[:500]) from error
   if not isinstance(found, dict):
-    raise errors.VocabError(what='tokenizer_config.json', where=str(config), got=type(found).__name__, expected='a dict')
+    raise errors.VocabError(what=path.name, where=str(path), got=type(found).__name__, expected='a dict')
   return found
 
 

@@ -1,5 +1,6 @@
 """The real loop under a sweep, on toy models with the real tokenizer."""
 
+import dataclasses
 import functools
 import json
 
@@ -9,6 +10,8 @@ import pytest
 
 import fake_runner
 from specjax.core import checks
+from specjax.core import types
+from specjax.core.errors import LimitError
 from specjax.decode import memory
 from specjax.decode import pair as pair_lib
 from specjax.evaluation import calibrate
@@ -19,6 +22,8 @@ from specjax.evaluation import report
 from specjax.evaluation import row_log
 from specjax.evaluation import rows
 from specjax.evaluation import runner
+from specjax.tasks import answer_ends
+from specjax.tasks import judges
 from specjax.tasks import synthetic
 from specjax.tasks import vocabulary
 from specjax.testing import toy
@@ -206,3 +211,106 @@ def test_sweep_and_report_over_the_real_loop(tmp_path):
   speculative = next(s for s in written.series if s.method == 'speculative')
   assert speculative.equal_to_baseline == (4, 4) and speculative.pct_of_limit > 0
   assert np.isfinite(speculative.speedup.estimate)
+
+
+def _ending(question, ends):
+  return question._replace(example=dataclasses.replace(question.example, check={'answer_ends': list(ends)}))
+
+
+def _word_of(tokens):
+  """(the text of one of some generated tokens that is known to end an answer, its position), not among the first."""
+  tokenizer = vocabulary.load_builtin_tokenizer()
+  for position, token in enumerate(tokens[3:], 3):
+    word = tokenizer.decode([token]).strip()
+    if word and (token,) in answer_ends.sequences(tokenizer, (word,)):
+      return word, position
+  raise AssertionError('no such token: another seed is needed')
+
+
+@pytest.mark.parametrize('family', ['decoder-only', 'encoder-decoder'])
+def test_an_answer_stops_behind_its_end_and_is_judged_alike(family):
+  made, points = _runner(family, force_length=False), _points(temperatures=(1.0,))[0].points
+  asked = _questions(made, 3)
+  shape = made.shape(asked, max_new_tokens=24, points=points)
+  collected = made.generate(points[0], asked, shape).collected
+  free = [rows.generated_tokens(collected, row) for row in range(3)]
+  assert shape.stops == (0, 0)
+  ends = [_word_of(tokens) for tokens in free[:2]] + [('\nNever:', 24)]  # the last row does not write its own
+  cut = [_ending(question, (word,)) for question, (word, _) in zip(asked, ends, strict=True)]
+  shape = made.shape(cut, max_new_tokens=24, points=points)
+  collected = made.generate(points[0], cut, shape).collected
+  for row, (word, position) in enumerate(ends):
+    tokens = rows.generated_tokens(collected, row)
+    assert tokens == free[row][:len(tokens)] and len(tokens) <= position + 1
+    assert (collected.status[row] == types.Status.STOP) == (row < 2)
+    text, whole = made.text(tokens), made.text(free[row])
+    assert judges.cut(text, (word,)) == judges.cut(whole, (word,)) and (word in text) == (row < 2)
+  assert _runner(family).shape(cut, max_new_tokens=24, points=points).stops == (0, 0)  # a forced length
+
+
+def test_tasks_with_other_ends_share_their_executables(tmp_path):
+  data = {'gsm8k': {'question': 'add 1 and 2', 'answer': 'so #### 3'},
+          'natural_questions': {'question': 'who', 'answer': ['me']},
+          'mt_bench': {'question_id': 1, 'category': 'c', 'turns': ['one', 'two']}}
+  for name, record in data.items():
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'test.jsonl').write_text(json.dumps(record) + '\n')
+  settings = fake_runner.settings(
+      load_runner=lambda name, **options: _runner(**options), pairs=['toy'], tasks=list(data), data_dir=str(tmp_path),
+      methods=['autoregressive', 'speculative'], num_draft_tokens=[2], batch_sizes=[1], max_new_tokens=6)
+  evaluate.evaluate(**settings, output_path=str(tmp_path / 'run'))
+  run_json = json.loads((tmp_path / 'run' / 'run.json').read_text())
+  assert run_json['config']['stop_at_answer_end'] is True and run_json['sessions'][0]['n_compiles_after_warm_up'] == 0
+  evaluate.evaluate(**settings, stop_at_answer_end=False, output_path=str(tmp_path / 'other'))
+  other = json.loads((tmp_path / 'other' / 'run.json').read_text())
+  assert other['config']['stop_at_answer_end'] is False and other['run_id'] != run_json['run_id']
+  assert other['pairs']['toy']['shape']['stops'] == [0, 0]
+
+
+@pytest.mark.parametrize('family', ['decoder-only', 'encoder-decoder'])
+def test_likelihoods_are_those_of_the_cached_passes(family):
+  made, pair = _runner(family), _pair(family)
+  asked = _questions(made, 3)
+  found = made.likelihoods(asked)
+  for role in ('target', 'drafter'):
+    model, params = getattr(pair, role), pair.params[role]
+    for question, one in zip(asked, found[role], strict=True):
+      tokens = pair.tokenizer.encode(question.example.targets)
+      prompt = np.array([question.prompt], np.int32)
+      length = np.array([len(question.prompt)], np.int32)
+      start = np.array([[pair.tokenizer.pad_id]], np.int32)
+      encoded = types.Prompt(start, np.ones(1, np.int32), prompt, length)
+      given = types.Prompt(prompt, length) if family == 'decoder-only' else encoded
+      _, cache = model.prefill(params, given, 256)
+      fed = np.array([[given.tokens[0, -1], *tokens[:-1]]], np.int32)
+      output, _ = model.extend(params, cache, fed, count=np.array([len(tokens)], np.int32))
+      logits = np.asarray(output.logits[0], np.float64)
+      laws = logits - np.logaddexp.reduce(logits, axis=-1, keepdims=True)
+      assert one.log_prob == pytest.approx(laws[np.arange(len(tokens)), tokens].sum(), rel=1e-5)
+      assert one.num_tokens == len(tokens) and one.num_bytes == len(question.example.targets.encode())
+      assert one.is_best == bool((laws.argmax(-1) == tokens).all())
+
+
+def test_running_text_has_a_perplexity_of_both_models(tmp_path):
+  passages = (' '.join(f'word{(7 * i + j) % 50}' for j in range(100)) for i in range(4))
+  (tmp_path / 'text.txt').write_text('\n\n'.join(passages))
+  evaluate.evaluate(
+      **fake_runner.settings(load_runner=lambda name, **options: _runner(**options), pairs=['toy'], batch_sizes=[2],
+                             tasks=[f'text:{tmp_path}/text.txt', 'synthetic'], methods=['autoregressive'],
+                             max_new_tokens=4, max_samples=2), output_path=str(tmp_path / 'run'))
+  found = json.loads((tmp_path / 'run' / 'run.json').read_text())['likelihoods']['toy']
+  assert list(found) == [f'text:{tmp_path}/text.txt']
+  for role in ('target', 'drafter'):
+    summary = found[f'text:{tmp_path}/text.txt'][role]
+    assert summary['perplexity|unit:token']['estimate'] > 1 and summary['texts'] == 2 and summary['bits_per_byte'] > 0
+
+
+def test_more_tokens_than_a_model_was_made_for_are_refused():
+  pair = _pair('decoder-only')
+  short = dataclasses.replace(pair, target=dataclasses.replace(pair.target, max_length=128))
+  made = runner.PairRunner(short, checkpoint_sha256=None, dtype='float32', bonus='rule', force_length=False)
+  asked, points = _questions(made, 2), _points()[0].points
+  longest = max(len(question.prompt) for question in asked)
+  with pytest.raises(LimitError, match='max_length 128'):
+    made.shape(asked, max_new_tokens=129 - longest, points=points)
+  assert made.shape(asked, max_new_tokens=128 - longest, points=points).max_new_tokens == 128 - longest

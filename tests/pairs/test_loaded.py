@@ -2,10 +2,14 @@
 
 import importlib.resources
 import json
+import pathlib
+import sys
 
 import jax
 import numpy as np
 import pytest
+
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'tasks'))
 
 import specjax
 from specjax import config
@@ -13,9 +17,14 @@ from specjax import eval as eval_binary
 from specjax.checkpoints import descriptions
 from specjax.checkpoints import formats
 from specjax.checkpoints import leaves
+from specjax.evaluation import runner
 from specjax.models import gemma
 from specjax.models import t5
 from specjax.pairs import loaded
+from specjax.tasks import chat_templates
+from specjax.tasks import example as specjax_example
+from specjax.tasks import tokenizers
+import tiny_tokenizers
 
 ROWS = 900  # A few more than the 896 tokens: padding that must not be drawn.
 
@@ -78,3 +87,34 @@ def test_what_does_not_fit_is_named(named, tmp_path):
   bare = folder_of(tmp_path / 'bare', decoder(1), seed=0, tokenizer=False)
   with pytest.raises(specjax.SpecjaxError, match='tokenizer'):
     loaded.load_named(f'{bare}::{target}')
+
+
+@pytest.mark.parametrize('program, expected', [
+    (None, 'none'), ("{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}{% endfor %}", 'gemma'),
+    ('<|start_header_id|>', 'none')])
+def test_a_folder_says_whether_its_model_was_tuned_for_chats(tmp_path, program, expected):
+  if program is not None:
+    (tmp_path / 'tokenizer_config.json').write_text(json.dumps({'chat_template': program}))
+  assert loaded.chat_template_of(tmp_path) == expected
+
+
+def test_an_instruction_tuned_pair_is_asked_in_turns(tmp_path):
+  target, drafter = (folder_of(tmp_path / name, decoder(1), seed=0, tokenizer=False) for name in ('target', 'drafter'))
+  (target / 'tokenizer.model').write_bytes(tiny_tokenizers.gemma_model())
+  name = f'{target}::{drafter}'
+  settings = dict(dtype='float32', bonus='rule', force_length=False, detail='none', is_outline=True)
+  example = specjax_example.Example(id='a', domain='d', level=1, inputs='the cat', targets='', check={})
+  plain = runner.load_runner(name, **settings)
+  assert plain.metadata()['chat_template'] is None and plain.encode(example)[0] == 2
+  (target / 'tokenizer_config.json').write_text(json.dumps({'chat_template': '<start_of_turn>'}))
+  chat = runner.load_runner(name, **settings)
+  tokenizer = tokenizers.load(target)
+  expected = chat_templates.TEMPLATES['gemma2'].encode([chat_templates.Turn('user', 'the cat')], tokenizer)
+  assert chat.metadata()['chat_template'] == 'gemma' and list(chat.encode(example)) == expected
+  end = tokenizer.token_of('<end_of_turn>')
+  assert chat.text([*tokenizer.encode('a dog'), end, 7]) == 'a dog'
+  assert runner.load_runner(name, **settings, chat_template='none').encode(example) == plain.encode(example)
+  with pytest.raises(specjax.SpecjaxError, match='encoder-decoder'):
+    runner.load_runner('t5', **settings, chat_template='gemma')
+  with pytest.raises(specjax.SpecjaxError, match='turn'):
+    runner.load_runner('gemma', **settings, chat_template='gemma')
