@@ -3,7 +3,8 @@
 What is wrong is put aside and the rest is read again, until nothing is wrong or nothing can be put aside.
 """
 
-from typing import Any, Callable, Mapping, Sequence
+import re
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 from specjax.config import flags
 from specjax.config import runtime
@@ -11,6 +12,7 @@ from specjax.core import errors
 
 MAX_PROBLEMS = 100
 _NO_VALUE = 'flag without a value'
+_REQUIRED = re.compile(r'.*\.(\w+) is required')
 
 
 def parse_all(
@@ -43,29 +45,32 @@ def _problem(read, words):
 
 
 def resolve_all(
-    *, entry: Callable[..., Any], placeholders: Mapping[str, Any], **sources: Any,
+    *, entry: Callable[..., Any], placeholders: Mapping[str, Any], provided: Iterable[str] = (), **sources: Any,
 ) -> tuple[runtime.Run | None, list[errors.ConfigError]]:
   """The run without what is wrong, None where too much is, and the errors.
 
   Args:
     entry: as for `runtime.resolve`.
     placeholders: what stands for parameters of the entry that are required and missing; that is an error all the same.
-    **sources: the other arguments of `runtime.resolve`.
+    provided, **sources: the other arguments of `runtime.resolve`.
   """
-  problems, without = [], set()
-  overrides = dict(sources.pop('overrides', None) or {})
+  problems, without, missing = [], set(), set()
+  overrides, provided = dict(sources.pop('overrides', None) or {}), frozenset(provided)
   while len(problems) < MAX_PROBLEMS:
     try:
-      return runtime.resolve(entry=entry, overrides=overrides, without=without, **sources), problems
+      run = runtime.resolve(
+          entry=entry, overrides=overrides, without=without, provided=provided | missing, **sources)
+      return None if missing else run, problems
     except errors.ConfigError as error:
-      if error.where in without:  # Left out before, and wrong still.
+      required = _REQUIRED.fullmatch(str(error.what))
+      if error.where in without or (required and required[1] in missing):  # Put aside before, and wrong still.
         break
       problems.append(error)
-      missing = next((name for name in placeholders if str(error.what).endswith(f'.{name} is required')), None)
-      if missing is not None and missing not in overrides:
-        overrides[missing] = placeholders[missing]
-      elif error.where is None:
-        break
-      else:
+      if not required:
         without.add(error.where)
+      elif required[1] in placeholders:
+        overrides[required[1]] = placeholders[required[1]]
+        without.discard(f'--{required[1]}')  # Given, but not in a form that can be read.
+      else:
+        missing.add(required[1])
   return None, problems

@@ -14,7 +14,7 @@ Data sets are read from --data_dir: NAME/SPLIT.jsonl with TFDS' fields, the file
 '''
 
 
-def text(kind=None):
+def text(kind=None, /):
   """A Markdown table of one kind of name, or of all.
 
   Raises:
