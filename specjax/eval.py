@@ -7,6 +7,7 @@
                                                              the threshold for a share to defer, or of quality to keep
   python -m specjax.eval certify --method=M --pair=P --output_path=DIR [flags]
                                                              whether a method follows its law: enumerated, and sampled
+  python -m specjax.eval compare DIR_A DIR_B                 two runs: what differs; quality, speed and outputs by point
   python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
   python -m specjax.eval list [methods|tasks|pairs]          what can be named
 

@@ -119,7 +119,7 @@ def test_list_names_everything(capsys):
 
 @pytest.mark.parametrize('argv, text', [
     (('--thresolds=0.1',), 'did you mean --thresholds?'),
-    (('evaluate',), 'one of run, bench, validate, calibrate, certify, plot, list'),
+    (('evaluate',), 'one of run, bench, validate, calibrate, certify, compare, plot, list'),
     (('list', 'chips'), 'one of methods, tasks, pairs'), (('plot',), 'plot DIR'), (('run', '--repeats=x'), '--repeats'),
     ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results'),
     (('calibrate', '--output_path=x'), 'method'), (('calibrate', '--method=lossy', '--output_path=x'), 'exactly one'),

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from specjax.core.errors import ConfigError
 from specjax.evaluation import calibrate
 from specjax.evaluation import certify
+from specjax.evaluation import compare as compare_lib
 from specjax.evaluation import evaluate
 from specjax.evaluation import listing
 from specjax.evaluation import report
@@ -64,12 +65,32 @@ def plot(directory: str | None = None, /, *, output_path: str | None = None):
   return written.table
 
 
+def compare(first: str | None = None, second: str | None = None, /, *, output_path: str | None = None):
+  """The comparison of two runs as text, which is also written, with its numbers.
+
+  Args:
+    first, second: directories of runs.
+    output_path: where compare.json and compare.md go; None is the first directory.
+
+  Raises:
+    ConfigError: not two directories, or nothing in one.
+  """
+  if second is None:
+    raise ConfigError(what='directories', where='command line', got=first, expected='two',
+                      fix='Write: python -m specjax.eval compare DIR_A DIR_B')
+  result = compare_lib.compare(compare_lib.read(first), compare_lib.read(second))
+  for path in compare_lib.write(result, output_path or first):
+    LOG.info('%s', path)
+  return compare_lib.text(result)
+
+
 VERBS = {
     'run': Verb(evaluate.evaluate, SWEEP, 'eval.gin'),
     'bench': Verb(evaluate.evaluate, SWEEP, 'bench.gin'),
     'validate': Verb(evaluate.evaluate, SWEEP, 'eval.gin', max_words=1),
     'calibrate': Verb(calibrate.calibrate, SINGLE, 'calibrate.gin'),
     'certify': Verb(certify.certify, SINGLE, 'certify.gin'),
+    'compare': Verb(compare, RESULTS, max_words=2),
     'plot': Verb(plot, RESULTS, max_words=1),
     'list': Verb(listing.text, {}, max_words=1),
 }
