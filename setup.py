@@ -33,6 +33,7 @@ EXTRAS = {
     'gpu': ['jax[cuda12]>=0.10'],
     'tpu': ['jax[tpu]>=0.10'],
     't5x': ['t5x @ git+https://github.com/google-research/t5x@cc342d4'],
+    'gemma': ['gemma>=3.3', 'kauldron>=1.4'],
 }
 
 
@@ -60,6 +61,7 @@ setuptools.setup(
         'specjax.pairs': ['data/*/*', 'data/*'],
         'specjax.tasks': ['data/*'],
         'specjax.evaluation': ['templates/*'],
+        'specjax.integrations': ['*.gin'],
     },
     install_requires=RUNTIME,
     extras_require=EXTRAS,

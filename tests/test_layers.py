@@ -35,6 +35,8 @@ ONLY_IN = {
     'optax': {'training', 'online'},
     'orbax': {'checkpoints'},
     't5x': {'integrations'},
+    'gemma': {'integrations'},
+    'kauldron': {'integrations'},
 }
 BANNED_NAMES = {'utils', 'util', 'helpers', 'common', 'misc'}
 BANNED_CALLS = {'eval', 'exec'}
@@ -101,6 +103,9 @@ def test_every_import_points_to_a_lower_layer():
     ('metrics', 'import gin'),
     ('training', 'import pickle'),
     ('decode', 'eval("1")'),
+    ('checkpoints', 'from t5x import models'),
+    ('models', 'def f():\n  from gemma import gm'),
+    ('evaluation', 'from specjax.integrations import t5x_model'),
 ])
 def test_the_layer_test_sees_planted_violations(package, text):
   assert violations(PACKAGE / package / 'planted.py', text)

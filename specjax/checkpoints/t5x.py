@@ -17,6 +17,7 @@ import re
 from typing import Any, NamedTuple
 
 from absl import logging
+from flax import traverse_util
 import ml_dtypes
 import numpy as np
 
@@ -62,8 +63,22 @@ def open_checkpoint(
     CheckpointError: not a T5X checkpoint, damaged metadata, a decoder-only model, or shapes that are no T5.
   """
   folder = _checkpoint_folder(pathlib.Path(path))
-  stored = dict(_stored_leaves(folder))
-  where = str(folder)
+  return _opened(dict(_stored_leaves(folder)), config, str(folder))
+
+
+def open_tree(
+    params: Mapping[str, Any], *, config: t5_configs.T5Config | None = None, where: str,
+) -> tuple[t5_configs.T5Config, dict[str, leaves.Leaf], dict[str, str]]:
+  """As `open_checkpoint`, of a tree of T5X's parameters in memory: nested dicts of numpy or JAX arrays, traced ones too.
+
+  The leaves are read as arrays of the same kind. Position biases of layers are compared only in numpy: traced numbers
+  cannot be.
+  """
+  flat = traverse_util.flatten_dict(dict(params), sep='.')
+  return _opened({name: _Inline(value, name) for name, value in flat.items()}, config, where)
+
+
+def _opened(stored, config, where):
   if not stored:
     raise errors.CheckpointError(what='T5X checkpoint', where=where, got='no parameters', expected='arrays target.*')
   if not any(name.startswith('encoder.') for name in stored):
@@ -145,9 +160,9 @@ def _listed_array(arrays, name, entry, where):
 
 
 class _Inline(NamedTuple):
-  """A parameter inside the legacy file itself."""
+  """A parameter inside the legacy file itself, or in memory."""
 
-  value: np.ndarray
+  value: Any
   name: str
 
   @property
@@ -223,7 +238,9 @@ def _leaf(stored, shape, index=..., *, transposed=False):
   """`leaves.Leaf` that reads the part of a stored parameter at `index` in `shape`."""
   def read():
     value = stored.read(index)
-    return np.ascontiguousarray(value.T) if transposed else value.reshape(shape)
+    if not transposed:
+      return value.reshape(shape)
+    return np.ascontiguousarray(value.T) if isinstance(value, np.ndarray) else value.T
   stored_as = f'target.{stored.name.removeprefix("target.")}' + ('' if index is ... else f'[:, {index[1]}]')
   return leaves.Leaf(tuple(shape[::-1] if transposed else shape), stored.info.dtype, read, stored_as)
 
@@ -235,7 +252,7 @@ def _shared_bias(stack, per_layer: Mapping[int | None, leaves.Leaf], where):
   def read():
     value = first.read()
     for other in per_layer.values():
-      if other is not first and not np.array_equal(other.read(), value):
+      if other is not first and isinstance(value, np.ndarray) and not np.array_equal(other.read(), value):
         raise errors.CheckpointError(
             what=f'position bias of the {stack}', where=where, got=f'{other.stored_as} differs from {first.stored_as}',
             expected='the same in every layer', fix='specjax shares it among the layers of a stack, as the papers do')

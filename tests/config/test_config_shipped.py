@@ -50,8 +50,10 @@ def test_an_installed_package_has_the_files_too(tmp_path):
   subprocess.run(
       [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(tmp_path)], cwd=ROOT.parent, check=True,
       capture_output=True)
-  installed = {str(path.relative_to(tmp_path / 'specjax' / 'gin_files')) for path in tmp_path.rglob('*.gin')}
+  installed = {
+      str(path.relative_to(tmp_path / 'specjax' / 'gin_files')) for path in (tmp_path / 'specjax/gin_files').rglob('*.gin')}
   assert installed == {str(path.relative_to(ROOT)) for path in ROOT.rglob('*.gin')}
+  assert (tmp_path / 'specjax' / 'integrations' / 't5x_infer.gin').is_file()  # gin's own, not for this runtime
   code = 'from specjax.config import sources; print(sources._SHIPPED)'
   done = subprocess.run(
       [sys.executable, '-c', code], cwd=tmp_path, env=dict(os.environ, PYTHONPATH=str(tmp_path)), text=True,
