@@ -33,6 +33,7 @@ from transformers.generation import candidate_generator
 import specjax
 from specjax.core import checks
 from specjax.metrics import efficiency
+from specjax.models import layouts
 
 PROMPT_LENGTH = 32
 MAX_MATCH = 2  # tokens that must agree at most in prompt lookup, the default of transformers
@@ -151,8 +152,8 @@ class Family:
 def load_pair(kind, target, drafter):
   """The `specjax.Pair` of two folders."""
   (target, target_params), (drafter, drafter_params) = specjax.load(target), specjax.load(drafter)
-  return specjax.Pair(
-      target=target, drafter=drafter, params={'target': target_params, 'drafter': drafter_params}, family=kind.family)
+  params = {'target': target_params, 'drafter': drafter_params}
+  return specjax.Pair(target=target, drafter=drafter, params=layouts.for_backend(params), family=kind.family)
 
 
 def run_ours(pair, prompts, *, method, temperature, max_new_tokens, batch_size):
@@ -287,6 +288,27 @@ def bytes_per_token(pair):
   return total
 
 
+def seconds_inside(pair, prompts, args, result, seconds, *, temperature):
+  """Where the time of speculative decoding went: passes of each model as they take alone, one wide, and the rest.
+
+  The target's pass is K + 1 wide; it is timed by a decoder that drafts K tokens and keeps none.
+  """
+  alone = dataclasses.replace(
+      pair, target=pair.drafter, params=dict(pair.params, target=pair.params['drafter']))
+  common = dict(temperature=temperature, max_new_tokens=args.max_new_tokens, batch_size=1)
+
+  def per_call(pair, method):
+    run_ours(pair, prompts, method=method, **common)
+    start = time.perf_counter()
+    found = run_ours(pair, prompts, method=method, **common)
+    return (time.perf_counter() - start) / np.sum(found.stats.target_calls)
+
+  counts = efficiency.total_counts(result.stats)
+  target = counts.target_calls * per_call(pair, specjax.autoregressive(width=args.num_draft_tokens + 1))
+  drafter = int(np.sum(result.stats.drafter_calls)) * per_call(alone, specjax.autoregressive())
+  return dict(target=target, drafter=drafter, rest=seconds - target - drafter)
+
+
 def measure(kind, case, folders, prompts, args, *, temperature, batch_size, bandwidth):
   """Rows of one table: every way of decoding, in both libraries, on one pair of folders."""
   pair = load_pair(kind, *folders)
@@ -338,6 +360,9 @@ def measure(kind, case, folders, prompts, args, *, temperature, batch_size, band
       row['equal_outputs'] = sum(a == b for a, b in zip(outputs[row['system']], reference, strict=True))
       row['outputs'] = len(reference)
   if batch_size == 1:
+    ours = next(row for row in rows if row['system'] == 'specjax speculative')
+    ours['seconds_inside'] = seconds_inside(
+        pair, prompts, args, results['specjax speculative'], min(seconds['specjax speculative']), temperature=temperature)
     clock = Clock({'target': theirs[0], 'drafter': theirs[1]})
     start = time.perf_counter()
     functions['transformers assisted']()
@@ -416,6 +441,10 @@ def measure_kind(name, kind, folder, args, temperature, bandwidth):
                       bandwidth=bandwidth)
       rows += [dict(pair=name, damping=damping, **row) for row in found]
       print(table(rows[-len(found):]), flush=True)
+      for row in found:
+        if 'seconds_inside' in row:
+          parts = ', '.join(f'{name} {value:.2f} s' for name, value in row['seconds_inside'].items())
+          print(f'  {row["system"]}: {parts}', flush=True)
   return rows
 
 

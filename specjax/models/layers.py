@@ -58,7 +58,7 @@ class Rotary:
 
 
 class Projection(nn.Module):
-  """x @ kernel, `kernel` [features in, features out]."""
+  """x @ kernel, `kernel` [features in, features out]; or `kernel_t` in its place, its transpose, see `models.layouts`."""
 
   features: int
   dtype: Any
@@ -68,9 +68,23 @@ class Projection(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, out_dtype: Any = None) -> jax.Array:
     """[..., features] in `out_dtype` (default `dtype`)."""
+    if self.has_variable('params', 'kernel_t'):
+      kernel = self.get_variable('params', 'kernel_t').astype(self.dtype)
+      return _transposed_product(x.astype(self.dtype), kernel, out_dtype or self.dtype)
     init = nn.initializers.variance_scaling(self.init_scale, 'fan_in', 'truncated_normal')
     kernel = self.param('kernel', init, (x.shape[-1], self.features), self.param_dtype)
     return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype), preferred_element_type=out_dtype or self.dtype)
+
+
+def _transposed_product(x, kernel, dtype):
+  """[..., F] of x [..., D] and `kernel` [F, D], as the product kernel @ x^T."""
+  rows = x.reshape(-1, x.shape[-1])
+  count = rows.shape[0]
+  # Eight columns are the width of the inner loop on CPU: fewer take longer.
+  width = count if count == 1 else max(count, 8)
+  rows = jnp.pad(rows, ((0, width - count), (0, 0)))
+  product = jnp.einsum('fd,td->ft', kernel, rows, preferred_element_type=dtype)
+  return product[:, :count].T.reshape(*x.shape[:-1], kernel.shape[0])
 
 
 class RMSNorm(nn.Module):
