@@ -190,11 +190,15 @@ class Decoder(nn.Module):
     hidden, kept = self.encode(tokens, positions, attends)
     if logits_at is not None:
       hidden = jnp.take_along_axis(hidden, logits_at[:, None, None], axis=1)
+    return types.LMOutput(self.unembed(hidden), hidden), kept
+
+  def unembed(self, hidden: jax.Array) -> jax.Array:
+    """Logits [B, T, V] of normed hidden states [B, T, D]."""
     if self.config.tied_head:
       logits = self.embedder.logits(hidden)
     else:
       logits = self.head(hidden, layers.float32_or_wider(self.dtype))
-    return types.LMOutput(layers.soft_cap(logits, self.config.final_softcap), hidden), kept
+    return layers.soft_cap(logits, self.config.final_softcap)
 
   def encode(self, tokens: jax.Array, positions: jax.Array, attends: list[Attend]) -> tuple[jax.Array, list[Any]]:
     """As `__call__`, without logits: the normed hidden states [B, T, D]."""
@@ -304,6 +308,10 @@ class DecoderLM:
     attends = [attend_of(layer) for layer in cache.layers]
     output, filled = self.network.apply({'params': params}, tokens, block.positions, attends, logits_at)
     return output, kv_cache.KVCache(length=cache.length + count, layers=tuple(filled))
+
+  def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
+    """Logits [B, T, V] of hidden states [B, T, D] as in `LMOutput.hidden`, or of what draft heads make of them."""
+    return self.network.apply({'params': params}, hidden, method=Decoder.unembed)
 
   def length(self, cache: kv_cache.KVCache) -> jax.Array:
     """int32[B], tokens each row covers."""

@@ -76,12 +76,14 @@ class T5Network(nn.Module):
         self.token_embedder(tokens), attend_self=attend_self, cross=cross, cross_mask=cross_mask)
     if logits_at is not None:
       hidden = jnp.take_along_axis(hidden, logits_at[:, None, None], axis=1)
+    return types.LMOutput(logits=self.unembed(hidden), hidden=hidden)
+
+  def unembed(self, hidden):
+    """Logits [B, T, V] of hidden states [B, T, D]."""
     scaled = hidden * self.config.embed_dim**-0.5 if self.config.scale_logits else hidden
     if self.config.tied_head:
-      logits = self.token_embedder.attend(scaled)
-    else:
-      logits = self.head(scaled, layers.float32_or_wider(self.dtype))
-    return types.LMOutput(logits=logits, hidden=hidden)
+      return self.token_embedder.attend(scaled)
+    return self.head(scaled, layers.float32_or_wider(self.dtype))
 
   def __call__(self, batch):
     """`LMOutput` of a `TrainingBatch`."""
@@ -235,6 +237,10 @@ class T5LM:
     """Feeds the first `count` int32[B] of decoder `tokens` int32[B, T]; `hidden` is what the final norm returns."""
     return self.network.apply(
         {'params': params}, cache, tokens, count=count, layout=layout, logits_at=logits_at, method=T5Network.extend)
+
+  def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
+    """Logits [B, T, V] of hidden states [B, T, D] as in `LMOutput.hidden`, or of what draft heads make of them."""
+    return self.network.apply({'params': params}, hidden, method=T5Network.unembed)
 
   def length(self, cache: T5Cache) -> jax.Array:
     """int32[B], decoder tokens that each row covers."""

@@ -73,10 +73,16 @@ class PaddedLM:
   def keep_path(self, cache: Any, length: jax.Array, path: jax.Array) -> Any:
     return self.model.keep_path(cache, length, path)
 
+  def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
+    return self._logits(self.model.unembed(params, hidden))
+
   def _output(self, output):
-    logits = output.logits[..., :self.num_tokens]
+    return output._replace(logits=self._logits(output.logits))
+
+  def _logits(self, logits):
+    logits = logits[..., :self.num_tokens]
     padding = [(0, 0)] * (logits.ndim - 1) + [(0, self.vocab_size - self.num_tokens)]
-    return output._replace(logits=jnp.pad(logits, padding, constant_values=-jnp.inf))
+    return jnp.pad(logits, padding, constant_values=-jnp.inf)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,17 +8,19 @@ import dataclasses
 import importlib.resources
 import os
 import pathlib
-from typing import Any, Literal, Mapping
+from typing import Any, Iterator, Literal, Mapping
 
 import jax
 import jax.numpy as jnp
 
 from specjax.checkpoints import descriptions
+from specjax.checkpoints import heads_file
 from specjax.checkpoints import native
 from specjax.core import errors
 from specjax.core import protocols
 from specjax.decode import pair as pair_lib
 from specjax.models import gemma
+from specjax.models import heads as heads_lib
 from specjax.models import t5
 from specjax.tasks import prompts
 from specjax.tasks import vocabulary
@@ -64,6 +66,30 @@ MODELS = {
     'gemma_target': GEMMA_TARGET, 'gemma_drafter': GEMMA_DRAFTER, 't5_target': T5_TARGET, 't5_drafter': T5_DRAFTER
 }
 PAIRS = ('gemma', 't5')
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadsSpec:
+  """Draft heads on the target of a built-in pair.
+
+  Attributes:
+    pair: name of the pair.
+    config: the heads.
+    decay: loss weight of head j is `decay` ** j.
+  """
+
+  pair: str
+  config: heads_lib.HeadsConfig
+  decay: float = 0.8
+
+
+def _heads(pair, embed_dim, num_heads=7, hidden_dim=256):
+  return HeadsSpec(pair, heads_lib.HeadsConfig(
+      kind='blockwise', num_heads=num_heads, embed_dim=embed_dim, hidden_dim=hidden_dim))
+
+
+HEADS = {
+    'gemma_heads': _heads('gemma', GEMMA_TARGET.config.embed_dim), 't5_heads': _heads('t5', T5_TARGET.config.embed_dim)}
 
 
 def make_model(spec: ModelSpec, *, dtype: Any = jnp.float32) -> protocols.LanguageModel:
@@ -114,6 +140,29 @@ def load_pair(name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLik
         for role in ('target', 'drafter')
     }
   return make_pair(name, target=loaded['target'], drafter=loaded['drafter'])
+
+
+def load_heads(
+    name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLike | None = None
+) -> tuple[heads_lib.DraftHeads, Any]:
+  """The draft heads of the built-in pair `name` and their parameters: `params['heads']` of a pair for `draft_heads`.
+
+  Arguments and errors as of `load_pair`; heads that were trained on another target are a CheckpointError.
+  """
+  if name not in PAIRS:
+    raise errors.ParamError(what='pair', got=name, expected=f'one of {PAIRS}')
+  with target_file(name, data_dir=data_dir) as path:
+    return heads_file.load(path.with_name('heads.safetensors'), target=path, dtype=dtype)
+
+
+@contextlib.contextmanager
+def target_file(name: str, *, data_dir: str | os.PathLike | None = None) -> Iterator[pathlib.Path]:
+  """The file of the target of the pair `name`, in `data_dir` or in the package's own data."""
+  with contextlib.ExitStack() as stack:
+    if data_dir is None:
+      data = importlib.resources.files('specjax.pairs') / 'data'
+      data_dir = stack.enter_context(importlib.resources.as_file(data))
+    yield pathlib.Path(data_dir) / name / 'target.safetensors'
 
 
 def make_pair(

@@ -4,12 +4,15 @@ import dataclasses
 import pathlib
 from typing import Mapping, Sequence, TypeVar
 
+from specjax.checkpoints import heads_file
 from specjax.checkpoints import native
 from specjax.core import checks
 from specjax.core import errors
+from specjax.models import heads as heads_lib
 from specjax.pairs import builtin
 from specjax.pairs import packed_examples
 from specjax.training import batches
+from specjax.training import draft_heads
 from specjax.training import language_model
 from specjax.training import loop
 from specjax.training import optimizer
@@ -34,7 +37,7 @@ def train(
   Called again it goes on from the newest valid checkpoints, bit for bit. Numbers may be given for all models or by name.
 
   Args:
-    models: names of `builtin.MODELS`.
+    models: names of `builtin.MODELS`, or of `builtin.HEADS`: draft heads on the target of a shipped pair, which is frozen.
     output_dir: checkpoints and metrics of each model, below its name; packed data, shared.
     export_dir: where `<pair>/<role>.safetensors` go, with a .json beside each; None exports nothing.
     seed: of initialisation, order of examples and the examples themselves.
@@ -62,9 +65,10 @@ def train(
   """
   if not models:
     raise errors.ConfigError(what='models', got=models, expected='at least one')
+  known = (*builtin.MODELS, *builtin.HEADS)
   for name in models:
-    if name not in builtin.MODELS:
-      raise errors.ConfigError(what='model', got=name, expected=f'one of {", ".join(builtin.MODELS)}')
+    if name not in known:
+      raise errors.ConfigError(what='model', got=name, expected=f'one of {", ".join(known)}')
   checks.integer('num_examples', num_examples, low=1, high=MAX_EXAMPLES)
   checks.integer('num_validation', num_validation, low=1, high=MAX_EXAMPLES)
   checks.integer('encoder_length', encoder_length, low=1, high=checks.MAX_PROMPT_TOKENS)
@@ -98,25 +102,42 @@ def _train_one(
     operative_config,
 ):
   """Trains one model and exports it; whether it is complete."""
-  spec = builtin.MODELS[name]
+  heads = builtin.HEADS.get(name)
+  spec = builtin.MODELS[name if heads is None else f'{heads.pair}_target']
 
   def packed(split, num_examples, **mixture):
     return batches.PackedData(packed_examples.packed_examples(
         split=split, seed=config.seed, num_examples=num_examples, family=spec.kind, length=data['sequence_length'],
         encoder_length=data['encoder_length'], cache_dir=directory.parent / 'data', **mixture))
 
-  params, complete = language_model.train_language_model(
-      builtin.make_model(spec), train_data=packed('train', data['num_examples'], domains=data['domains']),
+  if heads is None:
+    objective = language_model.objective_of(builtin.make_model(spec), z_loss=config.z_loss)
+    description = builtin.describe(spec)
+  else:
+    objective, description = _heads_objective(heads, config)
+  params, complete = language_model.train(
+      objective, train_data=packed('train', data['num_examples'], domains=data['domains']),
       validation_data=packed('validation', num_validation), config=config, loop_config=loop_config,
-      output_dir=str(directory), model_description=builtin.describe(spec), stop=stop, tensorboard=tensorboard,
+      output_dir=str(directory), model_description=description, stop=stop, tensorboard=tensorboard,
       show_progress=progress, operative_config=operative_config)
   if complete and export_dir is not None:
     pair, role = name.split('_')
     path = pathlib.Path(export_dir) / pair / f'{role}.safetensors'
     recipe = dict(dataclasses.asdict(config), task='specjax_synthetic', **data)
-    native.save_safetensors(path, params, dict(builtin.describe(spec), recipe=recipe))
+    native.save_safetensors(path, params, dict(description, recipe=recipe))
     print(f'exported {path}', flush=True)
   return complete
+
+
+def _heads_objective(spec, config):
+  """The `Objective` of draft heads on the shipped target of a pair, and what describes them."""
+  with builtin.target_file(spec.pair) as path:
+    target, params = builtin.load_model(path)
+    description = heads_file.describe(spec.config, target=path)
+  heads = heads_lib.DraftHeads(spec.config)
+  weights = [spec.decay**index for index in range(1, heads.num_heads + 1)]
+  objective = draft_heads.objective(target, params, heads, head_weights=weights, z_loss=config.z_loss)
+  return objective, dict(description, head_weights=weights)
 
 
 def _for_model(value: _T | Mapping[str, _T], name: str) -> _T:

@@ -1,5 +1,6 @@
-"""Training a language model from scratch on packed examples."""
+"""Training on packed examples: a language model from scratch, or whatever an `Objective` says."""
 
+import collections
 import dataclasses
 import pathlib
 from typing import Any, Callable
@@ -49,6 +50,23 @@ class LanguageModelConfig:
     checks.real('input_weight', self.input_weight, low=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """What is trained, for `train`.
+
+  Attributes:
+    init: (key) -> fresh parameters.
+    loss: the loss function of the training steps.
+    validation: one whose metrics `loss`, `accuracy` and others are means over `num_scored` tokens.
+    constants: arrays that are read and not trained, such as a frozen target; None without.
+  """
+
+  init: Callable[[jax.Array], Any]
+  loss: loop.LossFunction
+  validation: loop.LossFunction
+  constants: Any = None
+
+
 def make_loss(model: protocols.LanguageModel, *, z_loss: float) -> loop.LossFunction:
   """Next-token loss of `model` as a loss function of the loop; it needs no constants."""
 
@@ -58,21 +76,27 @@ def make_loss(model: protocols.LanguageModel, *, z_loss: float) -> loop.LossFunc
   return loss_function
 
 
-def make_evaluate(model: protocols.LanguageModel, data: batches.PackedData, *, batch_size: int) -> Callable:
-  """`evaluate(params)`: loss (nats per scored token) and accuracy over all whole batches of `data`."""
+def objective_of(model: protocols.LanguageModel, *, z_loss: float) -> Objective:
+  """The `Objective` of a language model that is trained as a whole."""
+  return Objective(init=model.init, loss=make_loss(model, z_loss=z_loss), validation=make_loss(model, z_loss=0.0))
+
+
+def make_evaluate(objective: Objective, data: batches.PackedData, *, batch_size: int) -> Callable:
+  """`evaluate(params)`: the validation metrics, means per scored token over all whole batches of `data`."""
   if not len(data):
     raise errors.DataError(what='validation set', got='no rows', expected='at least one')
-  loss_function = jax.jit(make_loss(model, z_loss=0.0))
+  loss_function = jax.jit(objective.validation)
   num_batches = max(len(data) // batch_size, 1)
 
   def evaluate(params):
-    sums = np.zeros(3)
+    sums, total = collections.Counter(), 0.0
     for number in range(num_batches):
       index = np.arange(number * batch_size, min((number + 1) * batch_size, len(data)))
-      _, metrics = loss_function(params, None, data.rows(index))
+      _, metrics = loss_function(params, objective.constants, data.rows(index))
       scored = float(metrics['num_scored'])
-      sums += [float(metrics['loss']) * scored, float(metrics['accuracy']) * scored, scored]
-    return {'loss': sums[0] / max(sums[2], 1), 'accuracy': sums[1] / max(sums[2], 1)}
+      total += scored
+      sums.update({name: float(value) * scored for name, value in metrics.items() if name != 'num_scored'})
+    return {name: value / max(total, 1) for name, value in sums.items()}
 
   return evaluate
 
@@ -92,19 +116,32 @@ def train_language_model(
     ConfigError: when `output_dir` holds a run of another model, data or configuration (names the first difference), or
       another process trains in it.
   """
+  return train(
+      objective_of(model, z_loss=config.z_loss), train_data=train_data, validation_data=validation_data, config=config,
+      loop_config=loop_config, output_dir=output_dir, model_description=model_description, stop=stop, tensorboard=tensorboard,
+      show_progress=show_progress, keep_checkpoints=keep_checkpoints, operative_config=operative_config)
+
+
+def train(
+    objective: Objective, *, train_data: batches.PackedData, validation_data: batches.PackedData,
+    config: LanguageModelConfig, loop_config: loop.LoopConfig, output_dir: str, model_description: dict[str, Any],
+    stop: stopping.StopRequest, tensorboard: bool = True, show_progress: bool = True, keep_checkpoints: int = 2,
+    operative_config: str | None = None,
+) -> tuple[Any, bool]:
+  """As `train_language_model`, for any objective; `model_description` says what it depends on, constants included."""
   with durable.locked(output_dir):
     return _train(
-        model, train_data=train_data, validation_data=validation_data, config=config, loop_config=loop_config,
+        objective, train_data=train_data, validation_data=validation_data, config=config, loop_config=loop_config,
         output_dir=pathlib.Path(output_dir), model_description=model_description, stop=stop, tensorboard=tensorboard,
         show_progress=show_progress, keep_checkpoints=keep_checkpoints, operative_config=operative_config)
 
 
 def _train(
-    model, *, train_data, validation_data, config, loop_config, output_dir, model_description, stop, tensorboard,
+    objective, *, train_data, validation_data, config, loop_config, output_dir, model_description, stop, tensorboard,
     show_progress, keep_checkpoints, operative_config,
 ):
-  """As `train_language_model`, with `output_dir` locked."""
-  evaluate = make_evaluate(model, validation_data, batch_size=config.batch_size)
+  """As `train`, with `output_dir` locked."""
+  evaluate = make_evaluate(objective, validation_data, batch_size=config.batch_size)
   optimizer = optimizers.make_optimizer(config.optimizer)
   identity = {
       'model': model_description, 'config': dataclasses.asdict(config), 'train_data': train_data.fingerprint(),
@@ -116,7 +153,7 @@ def _train(
     _check_same_run(identity, _with_defaults(checkpoints.metadata(newest)), str(output_dir))
   if operative_config is not None:
     durable.replace(output_dir / 'operative.gin', operative_config.encode())
-  fresh_state = lambda: loop.init_state(model.init(jax.random.key(config.seed)), optimizer)
+  fresh_state = lambda: loop.init_state(objective.init(jax.random.key(config.seed)), optimizer)
   restored = checkpoints.restore_newest(jax.eval_shape(fresh_state))
   if restored is None:
     state, seconds = jax.jit(fresh_state)(), 0.0
@@ -133,7 +170,7 @@ def _train(
 
   with metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard) as log:
     state, complete = loop.fit(
-        state, constants=None, train_step=loop.make_train_step(make_loss(model, z_loss=config.z_loss), optimizer),
+        state, constants=objective.constants, train_step=loop.make_train_step(objective.loss, optimizer),
         batch_at=batch_at, evaluate=evaluate, count_tokens=batches.count_tokens,
         learning_rate=optimizers.schedule(config.optimizer), config=loop_config, checkpoints=checkpoints,
         metadata=identity, log=log, stop=stop, show_progress=show_progress, seconds_before=seconds,

@@ -20,6 +20,7 @@ make_evaluate = language_model.make_evaluate
 MODEL = gemma.DecoderLM(gemma.DecoderConfig(
     vocab_size=VOCAB, embed_dim=8, hidden_dim=12, num_heads=2, num_kv_heads=1, head_dim=4, layer_kinds=('global',),
     activation='gelu', tied_head=True))
+OBJECTIVE = language_model.objective_of(MODEL, z_loss=0.0)
 CONFIG = language_model.LanguageModelConfig(
     seed=3, batch_size=4, z_loss=1e-3, input_weight=0.1,
     optimizer=optimizers.OptimizerConfig(learning_rate=1e-2, num_steps=STEPS, warmup_steps=3))
@@ -77,7 +78,7 @@ def compiled_once():
   """The train step and the evaluation, compiled for the first of the two dozen runs here and kept."""
   train_step = loop.make_train_step(
       language_model.make_loss(MODEL, z_loss=CONFIG.z_loss), optimizers.make_optimizer(CONFIG.optimizer))
-  evaluate = language_model.make_evaluate(MODEL, data(1, 8), batch_size=CONFIG.batch_size)
+  evaluate = language_model.make_evaluate(OBJECTIVE, data(1, 8), batch_size=CONFIG.batch_size)
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(loop, 'make_train_step', lambda *unused: train_step)
     patch.setattr(language_model, 'make_evaluate', lambda *unused, **unused_sizes: evaluate)
@@ -251,7 +252,7 @@ def test_evaluation_weighs_positions_not_batches():
   validation.arrays['weights'] = validation.arrays['weights'].copy()
   validation.arrays['weights'][0, 4:] = 0
   params = MODEL.init(jax.random.key(0))
-  by_two = make_evaluate(MODEL, validation, batch_size=2)(params)
-  by_six = make_evaluate(MODEL, validation, batch_size=6)(params)
+  by_two = make_evaluate(OBJECTIVE, validation, batch_size=2)(params)
+  by_six = make_evaluate(OBJECTIVE, validation, batch_size=6)(params)
   np.testing.assert_allclose(by_two['loss'], by_six['loss'], rtol=1e-5)
   np.testing.assert_allclose(by_two['accuracy'], by_six['accuracy'], rtol=1e-5)
