@@ -28,6 +28,7 @@ import numpy as np
 
 from specjax.core import checks
 from specjax.decode import autoregressive
+from specjax.decode import blocks
 from specjax.decode import generate
 from specjax.decode import run
 from specjax.decode import speculative
@@ -173,8 +174,7 @@ def loop_parts(decoder, params, state):
     total, logits, proposal = carry
     uniforms = keys.round_uniforms(state.key, state.length + i, num_draft_tokens=width, dtype=dtype)
     goal = decoder._goal(None, state, proposal, speculative._Laws.of(logits, state.sampling, live), live)
-    verdict, _ = jax.vmap(decoder._verify)(
-        uniforms.accept, uniforms.final, proposal.tokens, proposal.length, proposal.log_probs, goal.log_probs)
+    verdict, _ = blocks.of(proposal).verify(decoder.verifier, uniforms, goal.log_probs)
     total = total + verdict.next_token + verdict.num_accepted
     return total, logits.at[:, 0, 0].add(total.astype(dtype) * 1e-9), proposal
 

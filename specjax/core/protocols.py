@@ -56,7 +56,8 @@ class Drafter(Protocol):
   """A pytree: numbers are leaves, structure is static."""
 
   num_draft_tokens: int
-  params_from: str  # static: 'drafter', or 'target' where it shares the target's parameters (the same arrays, no copy)
+  # static: 'drafter'; 'target' where it shares the target's parameters (the same arrays, no copy); 'both' for all of them
+  params_from: str
 
   def init(self, params: Any, prompt: types.Prompt, prefill: types.Prefill, capacity: int) -> Any:
     """The drafter's state; every leaf has the batch as leading axis."""

@@ -177,6 +177,35 @@ class Proposal:
 
 
 @struct.dataclass(kw_only=True)
+class TreeProposal:
+  """A tree of draft tokens: nodes 1..N in topological order, siblings in the order in which they were drawn.
+
+  Node 0 is the pending token. A tree proposes nothing where `count` is 1.
+
+  Attributes:
+    tokens: int32[B, N].
+    parents: int32[B, N], numbers of earlier nodes, 0 is the pending token.
+    depth: int32[B, N], from 1.
+    count: int32[B] in 1..N + 1, nodes in use, the pending one counted; the others come last and are never read.
+    log_probs: float[B, N, V], the law each node was drawn from, given its parent and that its elder siblings were
+      rejected: the same law with replacement, theirs taken out without, one-hot when deterministic.
+    logits: float[B, N + 1, V] raw drafter logits behind each node, or None; those of leaves are valid iff `has_bonus`.
+    max_depth: D, static; the most tokens that can be accepted.
+    has_bonus: static; whether the rows of the leaves were computed.
+  """
+
+  tokens: jax.Array
+  parents: jax.Array
+  depth: jax.Array
+  count: jax.Array
+  log_probs: jax.Array
+  logits: jax.Array | None = None
+  features: jax.Array | None = None
+  max_depth: int = struct.field(pytree_node=False)
+  has_bonus: bool = struct.field(pytree_node=False, default=False)
+
+
+@struct.dataclass(kw_only=True)
 class RuleInputs:
   """What a deferral rule sees at one position (*unbatched*). There is no draft token here, on purpose.
 
@@ -230,7 +259,10 @@ class Goal(NamedTuple):
 
 
 class Verdict(NamedTuple):
-  """`num_accepted` int32[], `next_token` int32[], `path` int32[T] of accepted nodes for trees, None for chains."""
+  """`num_accepted` int32[], `next_token` int32[]; `path` for trees, None for chains.
+
+  `path` int32[D + 1] holds the accepted nodes from the pending one, number 0, on; -1 pads behind.
+  """
 
   num_accepted: jax.Array
   next_token: jax.Array
@@ -241,7 +273,8 @@ class VerdictTrace(NamedTuple):
   """The arrays a verifier's comparisons used, for exact enumeration. *Unbatched*.
 
   `accept_probs` float[K]: the test at position i is u[i] < accept_probs[i] (0 beyond the proposal's length). Token
-  verification stops at the first test that fails, block verification takes the last that holds.
+  verification stops at the first test that fails, block verification takes the last that holds. In trees the tests are of
+  nodes; each depends on the tests before it, and one that was not made reads 0.
   `final_probs` float[V]: the (unnormalised) law the next token was drawn from.
   """
 

@@ -9,11 +9,17 @@ from specjax.decode import autoregressive as autoregressive_decoding
 from specjax.decode import routed
 from specjax.decode import sequence_cascade as sequence_decoding
 from specjax.decode import speculative as speculative_decoding
+from specjax.drafters import heads as head_drafter
 from specjax.drafters import model as model_drafter
+from specjax.drafters import model_tree as tree_drafter
 from specjax.drafters import prompt_lookup as lookup_drafter
+from specjax.ops import trees
 from specjax.rules import lossless
 
 _VERIFIERS = {'token': speculative_decoding.TokenVerifier(), 'block': speculative_decoding.BlockVerifier()}
+_TREE_VERIFIERS = {
+    'recursive': speculative_decoding.RecursiveVerifier(), 'traversal': speculative_decoding.TraversalVerifier(),
+    'k_sequential': speculative_decoding.KSequentialVerifier()}
 
 
 def speculative(
@@ -76,11 +82,7 @@ def prompt_lookup(
   checks.integer('max_match', max_match, low=1, high=32)
   checks.integer('min_match', min_match, low=1, high=max_match, over=errors.ParamError)
   checks.choice('prefers', prefers, ('first', 'last'))
-  rule = options.get('rule')
-  if rule is not None and check_rule(rule).needs_drafter_law:
-    raise errors.ParamError(
-        what='rule of prompt_lookup', got=type(rule).__name__, expected="a rule that does not read the drafter's law",
-        fix='copied drafts come without one: choose Lossless, TruncatedTarget or LossyGreedy')
+  _refuse_drafter_law(options.get('rule'), 'prompt_lookup')
   return drafting(
       lambda pair: lookup_drafter.PromptLookup(
           vocab_size=pair.target.vocab_size, num_draft_tokens=num_draft_tokens, max_match=max_match, min_match=min_match,
@@ -111,18 +113,111 @@ def early_exit(*, num_layers, num_draft_tokens, max_draft_tokens=None, stopping=
   return drafting(drafter_of, **options)
 
 
+def speculative_tree(*, shape, children='distinct', verifier='recursive', **options):
+  """A method: speculative decoding with a tree of drafts by the pair's drafter, verified in one pass of the target.
+
+  Args:
+    shape: `specjax.TreeShape`, or a list of children per level such as (4, 2, 1).
+    children: 'distinct' (drawn without replacement), 'replacement' or 'top' (the most probable tokens).
+    verifier: 'recursive' (SpecInfer, Sequoia), 'traversal', or 'k_sequential' (SpecTr; children with replacement only). All
+      are lossless.
+    **options: `rule`, `bonus`, `with_log_probs`, as in `speculative`.
+  """
+  if not isinstance(shape, trees.TreeShape):
+    shape = trees.TreeShape.from_branching(shape)
+  checks.choice('children', children, ('replacement', 'distinct', 'top'))
+  checks.choice('verifier', verifier, tuple(_TREE_VERIFIERS))
+  if verifier == 'k_sequential' and children != 'replacement':
+    raise errors.ParamError(
+        what="children with verifier 'k_sequential'", got=children, expected="'replacement': the test is for independent draws")
+  _refuse_recorder(options)
+  return drafting(
+      lambda pair: tree_drafter.ModelTreeDrafter(
+          model=widened(pair.drafter, shape.num_nodes + 1), shape=shape, children=children),
+      verifier=_TREE_VERIFIERS[verifier], **options)
+
+
+def draft_heads(*, heads, num_draft_tokens=None, shape=None, draws='sampled', max_draft_tokens=None, verifier=None, **options):
+  """A method: blockwise parallel decoding, or Medusa where a tree is given; heads on the target draft for it.
+
+  The pair's `params['heads']` are the heads' parameters; its drafter is not used.
+
+  Args:
+    heads: a `specjax.models.heads.DraftHeads`.
+    num_draft_tokens: K of a chain, at most the number of heads; None without a chain.
+    shape: of a tree (`specjax.TreeShape`, or children per level) of at most as many levels as heads; None for a chain.
+    draws: 'sampled' from each head's law or 'greedy'; trees hold the most probable tokens.
+    max_draft_tokens: traced cap in 0..K on a chain's length.
+    verifier: of a chain 'token' (default) or 'block', of a tree 'recursive' (default) or 'traversal'.
+    **options: `rule` (one that does not read the drafter's law), `bonus`, `recorder`, `with_log_probs`, as in `speculative`.
+  """
+  checks.choice('draws', draws, ('sampled', 'greedy'))
+  if (shape is None) == (num_draft_tokens is None):
+    raise errors.ParamError(
+        what='num_draft_tokens and shape', got=(num_draft_tokens, shape), expected='one of them: a chain or a tree')
+  if shape is None:
+    check_drafts(num_draft_tokens, max_draft_tokens, low=1)
+    deepest, verifiers = num_draft_tokens, _VERIFIERS
+  else:
+    shape = shape if isinstance(shape, trees.TreeShape) else trees.TreeShape.from_branching(shape)
+    deepest, verifiers = shape.max_depth, {name: _TREE_VERIFIERS[name] for name in ('recursive', 'traversal')}
+    _refuse_recorder(options)
+  if deepest > heads.num_heads:
+    raise errors.ParamError(what='tokens in a row to draft', got=deepest, expected=f'at most the {heads.num_heads} heads')
+  verifier = next(iter(verifiers)) if verifier is None else checks.choice('verifier', verifier, tuple(verifiers))
+  _refuse_drafter_law(options.get('rule'), 'draft_heads')
+
+  def drafter_of(pair):
+    if 'heads' not in pair.params:
+      raise errors.ParamError(what="params of the pair", got=sorted(pair.params), expected="the key 'heads'")
+    if pair.target.embed_dim != heads.config.embed_dim:
+      raise errors.ParamError(
+          what='width of the heads', got=heads.config.embed_dim, expected=f"the target's {pair.target.embed_dim}",
+          fix='these heads were trained on another target')
+    return head_drafter.HeadDrafter(
+        heads=heads, model=pair.target, num_draft_tokens=num_draft_tokens if shape is None else shape.num_nodes,
+        shape=shape, draws=draws, max_draft_tokens=max_draft_tokens)
+
+  method = drafting(drafter_of, verifier=verifiers[verifier], **options)
+  return lambda pair: method(dataclasses.replace(pair, target=_with_hidden(pair.target)))
+
+
+def _with_hidden(model):
+  """`model`, whose prefill returns hidden states."""
+  names = {field.name for field in dataclasses.fields(model)}
+  if 'return_hidden' in names:
+    return dataclasses.replace(model, return_hidden=True)
+  return dataclasses.replace(model, model=_with_hidden(model.model)) if 'model' in names else model
+
+
+def _refuse_drafter_law(rule, method):
+  if rule is not None and check_rule(rule).needs_drafter_law:
+    raise errors.ParamError(
+        what=f'rule of {method}', got=type(rule).__name__, expected="a rule that does not read the drafter's law",
+        fix='such drafts come without one: choose Lossless, TruncatedTarget or LossyGreedy')
+
+
+def _refuse_recorder(options):
+  if options.get('recorder') is not None:
+    raise errors.ParamError(what='recorder of a tree', got=options['recorder'], expected='None', fix='recorders read chains')
+
+
 def drafting(drafter_of, *, rule=None, bonus='rule', verifier='token', recorder=None, with_log_probs=True):
   """A method: the speculative loop with any drafter.
 
   Args:
     drafter_of: function of a pair that returns the `Drafter`.
-    rule, bonus, verifier, recorder, with_log_probs: as in `speculative`.
+    rule, bonus, recorder, with_log_probs: as in `speculative`.
+    verifier: 'token' or 'block', or a `Verifier`; drafters of trees want one of trees.
   """
   checks.choice('bonus', bonus, ('rule', 'target'))
   if not isinstance(with_log_probs, bool):
     raise errors.ParamError(what='with_log_probs', got=with_log_probs, expected='True or False')
-  if not isinstance(verifier, str) or verifier not in _VERIFIERS:
-    raise errors.ParamError(what='verifier', got=verifier, expected="'token' or 'block'")
+  if isinstance(verifier, str):
+    checks.choice('verifier', verifier, tuple(_VERIFIERS))
+    verifier = _VERIFIERS[verifier]
+  elif not callable(verifier):
+    raise errors.ParamError(what='verifier', got=verifier, expected="'token', 'block' or a verifier")
   rule = lossless.Lossless() if rule is None else check_rule(rule)
   if recorder is not None:
     _check_part('recorder', recorder, 'update', 'a recorder such as specjax.decode.recorders.SummaryRecorder()')
@@ -131,7 +226,7 @@ def drafting(drafter_of, *, rule=None, bonus='rule', verifier='token', recorder=
     drafter = drafter_of(pair)
     return speculative_decoding.SpeculativeDecoder(
         target=widened(pair.target, drafter.num_draft_tokens + 1), drafter=drafter, rule=rule, bonus=bonus,
-        verifier=_VERIFIERS[verifier], recorder=recorder, with_log_probs=with_log_probs)
+        verifier=verifier, recorder=recorder, with_log_probs=with_log_probs)
 
   return method
 

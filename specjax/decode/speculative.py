@@ -8,9 +8,11 @@ import jax.numpy as jnp
 
 from specjax.core import protocols
 from specjax.core import types
+from specjax.decode import blocks
 from specjax.decode import rounds
 from specjax.ops import commit
 from specjax.ops import keys
+from specjax.ops import trees
 from specjax.ops import verification
 from specjax.ops import warping
 
@@ -40,14 +42,38 @@ class BlockVerifier:
 
 
 @struct.dataclass(kw_only=True)
+class RecursiveVerifier:
+  """Recursive rejection sampling down a tree, with or without replacement (Miao et al. 2024; Chen et al. 2024)."""
+
+  def __call__(self, accept_uniforms, final_uniforms, **block):
+    return trees.verify_recursively(accept_uniforms, final_uniforms, **block)
+
+
+@struct.dataclass(kw_only=True)
+class TraversalVerifier:
+  """Traversal verification of a tree, from its leaves to its root (Weng et al. 2025)."""
+
+  def __call__(self, accept_uniforms, final_uniforms, **block):
+    return trees.verify_by_traversal(accept_uniforms, final_uniforms, **block)
+
+
+@struct.dataclass(kw_only=True)
+class KSequentialVerifier:
+  """K-SEQ down a tree whose children were drawn with replacement (Sun et al. 2023, SpecTr)."""
+
+  def __call__(self, accept_uniforms, final_uniforms, **block):
+    return trees.verify_k_sequentially(accept_uniforms, final_uniforms, **block)
+
+
+@struct.dataclass(kw_only=True)
 class SpeculativeDecoder:
-  """Draft, verify, commit. Autoregressive decoding is the drafter that proposes nothing.
+  """Draft, verify, commit. Autoregressive decoding is the drafter that proposes nothing; drafts are a chain or a tree.
 
   Parameters are one dict: `params['target']`, `params['drafter']` and, for learned rules, `params['rule']`.
 
   Attributes:
     target: the `LanguageModel` whose law matters, static.
-    drafter, rule, verifier, recorder: the parts, pytrees.
+    drafter, rule, verifier, recorder: the parts, pytrees; a drafter of trees wants a verifier of trees.
     bonus: static; the law of the token after full acceptance: 'rule' (the output law does not depend on K; one more
       drafter pass for rules that need its law) or 'target' (the law is round-structured).
     with_log_probs: static; keep the target's log-probability of what is emitted.
@@ -64,8 +90,13 @@ class SpeculativeDecoder:
 
   @property
   def num_draft_tokens(self):
-    """K, the most tokens a round drafts."""
+    """K, the most tokens a round drafts; of trees all nodes."""
     return self.drafter.num_draft_tokens
+
+  @property
+  def max_accepted(self):
+    """The most draft tokens a round keeps: K of a chain, the depth of a tree."""
+    return getattr(self.drafter, 'max_depth', self.drafter.num_draft_tokens)
 
   @property
   def slack(self):
@@ -83,8 +114,8 @@ class SpeculativeDecoder:
     prompt = requests.prompt
     prefill, cache = self.target.prefill(params['target'], prompt, capacity)
     return rounds.first_state(
-        requests, capacity, slack=self.slack, num_draft_tokens=self.num_draft_tokens, target_cache=cache,
-        drafter_state=self.drafter.init(params.get(self.drafter.params_from), prompt, prefill, capacity),
+        requests, capacity, slack=self.slack, num_draft_tokens=self.max_accepted, target_cache=cache,
+        drafter_state=self.drafter.init(self._drafter_params(params), prompt, prefill, capacity),
         with_log_probs=self.with_log_probs,
         record=None if self.recorder is None else self.recorder.init(prompt.length.shape[0], capacity))
 
@@ -99,36 +130,35 @@ class SpeculativeDecoder:
     """As `step` with the round's `RoundUniforms` given; returns (state, `StepTrace`)."""
     live = state.status == types.Status.RUNNING
     proposal, drafter_state = self.drafter.propose(
-        params.get(self.drafter.params_from), state.drafter_state, uniforms, tokens=state.tokens, length=state.length,
+        self._drafter_params(params), state.drafter_state, uniforms, tokens=state.tokens, length=state.length,
         sampling=state.sampling, live=live, with_bonus=self._wants_bonus_row)
+    block = blocks.of(proposal)
     pending = jnp.take_along_axis(state.tokens, state.length[:, None] - 1, axis=1)
     output, target_cache = self.target.extend(
         params['target'], state.target_cache, jnp.concatenate([pending, proposal.tokens], axis=1),
-        count=jnp.where(live, proposal.length + 1, 0))
+        count=jnp.where(live, block.num_fed, 0), layout=block.layout)
     target = _Laws.of(output.logits, state.sampling, live)
     goal = self._goal(params.get('rule'), state, proposal, target, live)
-    verdict, trace = jax.vmap(self._verify)(
-        uniforms.accept, uniforms.final, proposal.tokens, proposal.length, proposal.log_probs, goal.log_probs)
-    broken = _first_broken(target, proposal, verdict, trace)
+    verdict, trace = block.verify(self.verifier, uniforms, goal.log_probs)
+    broken = _first_broken(target, block, verdict, trace)
     after = self._commit(params, state, live, proposal, output, goal, verdict, broken, target_cache, drafter_state)
     if self.recorder is not None:
       after = self._recorded(state, after, proposal, output, target, goal, verdict)
     return after, rounds.StepTrace(proposal, trace)
 
+  def _drafter_params(self, params):
+    """What the drafter reads of the parameters; all of them where it shares the target's and has its own."""
+    return params if self.drafter.params_from == 'both' else params.get(self.drafter.params_from)
+
   @property
   def _wants_bonus_row(self):
     return self.bonus == 'rule' and self.rule.needs_drafter_law
 
-  def _verify(self, accept, final, tokens, length, drafter_log_probs, goal_log_probs):
-    return self.verifier(
-        accept, final, tokens=tokens, length=length, drafter_log_probs=drafter_log_probs,
-        goal_log_probs=goal_log_probs)
-
   def _goal(self, rule_params, state, proposal, target, live):
-    """The `Goal` of every position, [B, K + 1, ...], truncated; `target` are the target's `_Laws`."""
-    has_law = self.rule.needs_drafter_law
+    """The `Goal` behind every token of the block, [B, T, ...], truncated; `target` are the target's `_Laws`."""
+    has_law, block = self.rule.needs_drafter_law, blocks.of(proposal)
     drafter = _Laws.of(proposal.logits, state.sampling, live) if has_law else None
-    position = state.length[:, None] + jnp.arange(target.plain.shape[1], dtype=jnp.int32)[None, :]
+    position = state.length[:, None] + block.offsets
     pick = (lambda laws: laws.truncated) if self.rule.truncates == 'inputs' else (lambda laws: laws.tempered)
     inputs = types.RuleInputs(
         drafter_log_probs=pick(drafter) if has_law else None,
@@ -145,30 +175,29 @@ class SpeculativeDecoder:
     if self.rule.truncates == 'output':
       log_probs = warping.truncate(log_probs, state.sampling, live=live)
     if self.bonus == 'target' and not self.rule.is_lossless:
-      is_bonus = jnp.arange(log_probs.shape[1], dtype=jnp.int32)[None, :] == proposal.length[:, None]
-      log_probs = jnp.where(is_bonus[:, :, None], target.truncated, log_probs)
+      log_probs = jnp.where(block.is_end[:, :, None], target.truncated, log_probs)
     return types.Goal(log_probs, goal.deferral)
 
   def _commit(self, params, state, live, proposal, output, goal, verdict, broken, target_cache, drafter_state):
-    block = jax.vmap(commit.emitted_block)(proposal.tokens, verdict)
+    block = blocks.of(proposal)
+    emitted = jax.vmap(commit.emitted_block)(block.drafted(verdict), verdict)
     tokens, length, status, num_kept = rounds.commit_block(
-        state, live, block, broken, num_emitted=verdict.num_accepted + 1, slack=self.slack)
+        state, live, emitted, broken, num_emitted=verdict.num_accepted + 1, slack=self.slack)
     kept = types.Verdict(jnp.minimum(verdict.num_accepted, num_kept), verdict.next_token, verdict.path)
-    covered = jnp.where(live, length - 1, self.target.length(target_cache))
     log_probs = state.log_probs
     if self.with_log_probs:
-      own = _own_log_probs(output.logits, block).astype(log_probs.dtype)
+      own = _own_log_probs(block.along_text(output.logits, verdict), emitted).astype(log_probs.dtype)
       log_probs = commit.append(log_probs, own, length=state.length, count=num_kept)
     return state.replace(
         tokens=tokens,
         length=length,
         status=status,
         log_probs=log_probs,
-        target_cache=self.target.rewind(target_cache, covered),
+        target_cache=block.keep(self.target, target_cache, verdict, live=live, length=length, num_kept=num_kept),
         drafter_state=self.drafter.commit(
-            params.get(self.drafter.params_from), drafter_state, tokens=tokens, length=length, verdict=kept, target_output=output),
+            self._drafter_params(params), drafter_state, tokens=tokens, length=length, verdict=kept, target_output=output),
         stats=count_round(
-            state.stats, live, proposal, verdict, num_kept, drafter_calls=self.drafter.num_calls(proposal)),
+            state.stats, live, block, verdict, num_kept, drafter_calls=self.drafter.num_calls(proposal)),
     )
 
   def _recorded(self, before, after, proposal, output, target, goal, verdict):
@@ -198,22 +227,20 @@ class _Laws:
         truncated=warping.truncate(tempered, sampling, live=live))
 
 
-def _first_broken(target, proposal, verdict, trace):
-  """The `rounds.Broken` of a block: the first position whose law was read and is not finite."""
-  width = target.tempered.shape[1]
+def _first_broken(target, block, verdict, trace):
+  """The `rounds.Broken` of a block: the first position of the text whose law was read and is not finite."""
+  # A NaN, +inf or an all-masked row of logits makes the whole law NaN; this is the law that the goal was made of anyway.
+  target_broke = jnp.isnan(block.along_text(target.tempered[:, :, :1], verdict)[:, :, 0])
+  width = target_broke.shape[1]
   none = jnp.int32(width + 1)
   index = jnp.arange(width, dtype=jnp.int32)[None, :]
   seen = index <= verdict.num_accepted[:, None]
-  # A NaN, +inf or an all-masked row of logits makes the whole law NaN; this is the law that the goal was made of anyway.
-  target_broke = jnp.isnan(target.tempered[:, :, 0]) & seen
+  target_broke &= seen
   total = jnp.sum(trace.final_probs, axis=-1, keepdims=True)
   no_mass = ~(total > 0) | ~jnp.isfinite(total)
   # A goal without mass at a position where the target's law is one: the drafter's, which the rule read, is none.
   goal_broke = no_mass & (index == verdict.num_accepted[:, None]) & ~target_broke
-  # A broken drafter law is all NaN, its token's entry too.
-  at_token = jnp.take_along_axis(proposal.log_probs, proposal.tokens[:, :, None], axis=2)[:, :, 0]
-  drafter_broke = jnp.isnan(at_token) & (index[:, :-1] < proposal.length[:, None])
-  drafter_broke = (jnp.pad(drafter_broke, ((0, 0), (0, 1))) & seen) | goal_broke
+  drafter_broke = (block.drafter_broke(verdict) & seen) | goal_broke
   first = lambda mask: jnp.min(jnp.where(mask, index, none), axis=1)
   target_index, drafter_index = first(target_broke), first(drafter_broke)
   return rounds.Broken(jnp.minimum(target_index, drafter_index), drafter_index <= target_index)
@@ -226,14 +253,14 @@ def _own_log_probs(logits, block):
   return at_token - jax.scipy.special.logsumexp(logits, axis=-1)
 
 
-def count_round(stats, live, proposal, verdict, num_kept, *, drafter_calls):
-  """`stats` after one round of which `num_kept` int32[B] tokens were kept."""
+def count_round(stats, live, block, verdict, num_kept, *, drafter_calls):
+  """`stats` after one round of which `num_kept` int32[B] tokens were kept; of a tree its levels count, not its nodes."""
   one = live.astype(jnp.int32)
   accepted = jnp.minimum(verdict.num_accepted, num_kept)
-  rejected = (verdict.num_accepted < proposal.length) & (num_kept > verdict.num_accepted)
+  proposed = block.length
+  rejected = (verdict.num_accepted < proposed) & (num_kept > verdict.num_accepted)
   evaluated = accepted + rejected.astype(jnp.int32)
-  proposed = proposal.length
-  index = jnp.arange(proposal.tokens.shape[1], dtype=jnp.int32)[None, :]
+  index = jnp.arange(block.max_accepted, dtype=jnp.int32)[None, :]
   by_position = lambda count: ((index < count[:, None]) & live[:, None]).astype(jnp.int32)
   return types.DecodeStats(
       steps=stats.steps + one,

@@ -324,7 +324,7 @@ def check_drafter(drafter, drafter_params, *, vocab_size, hidden: Any = None):
     hidden: the `Prefill` it is initialised with.
   """
   width = drafter.num_draft_tokens
-  _check(drafter.params_from in ('drafter', 'target'), f'params_from is {drafter.params_from!r}')
+  _check(drafter.params_from in ('drafter', 'target', 'both'), f'params_from is {drafter.params_from!r}')
   text, prompt = example_prompt(vocab_size, has_encoder=False)
   sampling = exactness.arrays(
       [exactness.Request(prompt=(0,), max_new_tokens=1, warp=warp) for warp in (

@@ -103,11 +103,15 @@ class Enumerator:
     policy_breaks: for every request, the n points at which a randomised length policy compares its own uniforms (repeated
       where there are fewer); () without such a policy.
     phase_of: function of a state -> int[rows], for decoders that start an answer again; the phase grows where one does.
+    test_order: the acceptance tests in an order in which each depends on those before it alone, as in trees; None where no
+      test depends on another.
     optimise: whether XLA optimises the step as in production; without, it compiles in half the time.
   """
 
-  def __init__(self, *, rows=512, at=0.5, policy_breaks=(), phase_of=lambda state: 0 * state.length, optimise=False):
+  def __init__(self, *, rows=512, at=0.5, policy_breaks=(), phase_of=lambda state: 0 * state.length, test_order=None,
+               optimise=False):
     self.rows, self.at, self.policy_breaks, self.phase_of = rows, at, tuple(policy_breaks), phase_of
+    self.test_order = test_order
     options = None if optimise else {
         'xla_backend_optimization_level': 0, 'xla_llvm_disable_expensive_passes': True}
     self._prefill = jax.jit(
@@ -150,14 +154,15 @@ class Enumerator:
       running = self._run(decoder, params, contexts, cells, lambda _, trace, i=i: trace.draft_cdf[:, i])
       is_law = np.abs(running[:, -1:] - 1) < 1e-2
       cells, _ = cells.split('draft', (i, 1), _edges(np.where(is_law, running, 1)), self.at)
-    if num_draft_tokens:
+    if num_draft_tokens and self.test_order is None:
       accept = self._run(decoder, params, contexts, cells, lambda _, trace: trace.accept_probs)
-      _require(np.all((accept >= 0) & (accept <= 1)), 'an acceptance probability lies outside [0, 1]')
       # All 2^K patterns: a verifier may scan on past the first rejection.
       for i in range(num_draft_tokens):
-        edges = np.stack([np.zeros(len(accept)), accept[:, i], np.ones(len(accept))], axis=1)
-        cells, source = cells.split('accept', (i,), edges, self.at)
+        cells, source = cells.split('accept', (i,), _accept_edges(accept[:, i]), self.at)
         accept = accept[source]
+    for i in self.test_order or ():
+      accept = self._run(decoder, params, contexts, cells, lambda _, trace, i=i: trace.accept_probs[:, i])
+      cells, _ = cells.split('accept', (i,), _accept_edges(accept), self.at)
     final = self._run(decoder, params, contexts, cells, lambda _, trace: trace.final_cdf)
     return cells.split('final', (1,), _edges(final), self.at)[0]
 
@@ -240,6 +245,12 @@ def _lengths(state):
   """Every per-row integer of the caches and of the drafter: lengths and policy states."""
   leaves = jax.tree.leaves((state.target_cache, state.drafter_state))
   return [leaf for leaf in leaves if leaf.ndim == 1 and np.issubdtype(leaf.dtype, np.integer)]
+
+
+def _accept_edges(accept):
+  """float64[N, 3], the two cells of a test that compares with `accept` float[N]."""
+  _require(np.all((accept >= 0) & (accept <= 1)), 'an acceptance probability lies outside [0, 1]')
+  return np.stack([np.zeros(len(accept)), accept, np.ones(len(accept))], axis=1)
 
 
 def _edges(running):

@@ -458,7 +458,7 @@ _plant('M44', 'bad_inputs', 'unequal vocabularies are let through')(
 
 @_plant('S4', 'nonfinite_row_stops', 'logits are not tested for NaN')
 def _():
-  none = lambda target, proposal, verdict, trace: rounds.Broken(
+  none = lambda target, block, verdict, trace: rounds.Broken(
       jnp.full_like(verdict.num_accepted, target.tempered.shape[1] + 1), jnp.zeros_like(verdict.num_accepted, bool))
   return [(speculative, '_first_broken', none)]
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specjax.core import types
+from specjax.models import kv_cache
 from specjax.ops import commit
 
 
@@ -63,13 +64,16 @@ class ToyLM:
     return types.Prefill(), ToyCache(tokens, prompt.length - 1, encoder)
 
   def extend(self, params, cache, tokens, *, count, layout=types.CHAIN, logits_at=None):
-    del layout
     stored = commit.append(
         cache.tokens, tokens, length=cache.length, count=jnp.full_like(cache.length, tokens.shape[1]))
-    position = cache.length[:, None] + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :]
+    where = {}
+    if isinstance(layout, types.Tree):
+      index, where = layout.depth, self._tree_keys(cache, layout)
+    position = cache.length[:, None] + index
     if logits_at is not None:
       position = jnp.take_along_axis(position, logits_at[:, None], axis=1)
-    logits = self._logits(params, stored, cache.encoder, position)
+    logits = self._logits(params, stored, cache.encoder, position, **where)
     return types.LMOutput(logits), ToyCache(stored, cache.length + count, cache.encoder)
 
   def length(self, cache):
@@ -91,10 +95,27 @@ class ToyLM:
     weights = (mask > 0).astype(params['encoder'].dtype)
     return jnp.sum(params['encoder'][tokens] * weights[:, :, None], axis=1)
 
-  def _logits(self, params, stored, encoder, position):
+  def _tree_keys(self, cache, layout):
+    """The position of every slot int32[B, S], and which slots each node sees bool[B, T, S]."""
+    slot = jnp.arange(cache.tokens.shape[1], dtype=jnp.int32)[None, :]
+    node = slot - cache.length[:, None]
+    width = layout.depth.shape[1]
+    in_block = (node >= 0) & (node < width)
+    node = jnp.clip(node, 0, width - 1)
+    key_position = jnp.where(
+        in_block, cache.length[:, None] + jnp.take_along_axis(layout.depth, node, axis=1), slot)
+    ancestors = jnp.take_along_axis(
+        kv_cache.tree_ancestors(layout.parents), jnp.broadcast_to(node[:, None, :], (*layout.depth.shape, node.shape[1])),
+        axis=2)
+    before = slot[:, None, :] < cache.length[:, None, None]
+    return dict(key_position=key_position, seen=jnp.where(in_block[:, None, :], ancestors, before))
+
+  def _logits(self, params, stored, encoder, position, *, key_position=None, seen=None):
     """float[B, T, V] of the queries at `position` int32[B, T] over `stored` int32[B, S]."""
-    distance = position[:, :, None] - jnp.arange(stored.shape[1], dtype=jnp.int32)[None, None, :]
-    visible = distance >= 0
+    if key_position is None:
+      key_position = jnp.arange(stored.shape[1], dtype=jnp.int32)[None, :]
+    distance = position[:, :, None] - key_position[:, None, :]
+    visible = distance >= 0 if seen is None else (distance >= 0) & seen
     if self.window:
       visible &= distance < self.window
     rows = params['table'][jnp.mod(distance, self.memory), stored[:, None, :]]
