@@ -17,7 +17,7 @@ MIN_BYTES = 2**20
 
 
 def output_first(params: Any, *, min_bytes: int = MIN_BYTES) -> Any:
-  """`params` with every kernel of at least `min_bytes` stored output first, for decoding on CPU; one copied at a time."""
+  """`params` with every kernel of at least `min_bytes` stored output first, for decoding on CPU; copies of those kernels."""
   return _renamed(params, 'kernel', 'kernel_t', lambda leaf: leaf.ndim == 2 and leaf.nbytes >= min_bytes)
 
 
