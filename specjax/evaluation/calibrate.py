@@ -262,11 +262,12 @@ def _search(decoder, method, config):
   LOG.info('attainable deferral rates of %s: %.4f to %.4f (%s from %g to %g)', method.name, min(rates), max(rates),
            knob.name, knob.low, knob.high)
   if config['deferral_rate'] is not None:
-    return _bisect_rate(decoder, curve, config['deferral_rate'], method)
+    return _bisect_rate(decoder, curve, config['deferral_rate'], method, grain=1 / config['calibration_samples'])
   return _bisect_quality(decoder, curve, config['quality_floor'] * decoder.quality(decoder.calibration), method)
 
 
-def _bisect_rate(decoder, curve, goal, method):
+def _bisect_rate(decoder, curve, goal, method, *, grain):
+  """The `Tried` nearest to the goal; one prompt is a share of `grain`."""
   rates = [one.deferral_rate for one in curve]
   if not min(rates) <= goal <= max(rates):
     nearest = min(curve, key=lambda one: abs(one.deferral_rate - goal))
@@ -284,7 +285,17 @@ def _bisect_rate(decoder, curve, goal, method):
     middle = decoder.at((first.coordinate + second.coordinate) / 2)
     is_beside_first = (middle.deferral_rate - goal) * (first.deferral_rate - goal) > 0
     first, second = (middle, second) if is_beside_first else (first, middle)
-  return min(decoder.tried, key=lambda one: abs(one.deferral_rate - goal))
+  nearest = min(decoder.tried, key=lambda one: abs(one.deferral_rate - goal))
+  if abs(nearest.deferral_rate - goal) > TOLERANCE + grain:
+    # The two ends of the search are next to each other, and the goal lies between what they give.
+    low, high = sorted((first, second), key=lambda one: one.deferral_rate)
+    knob = method.knobs[0].name
+    raise ParamError(
+        what=f'deferral_rate of {method.name}', where='calibrate', got=goal,
+        expected=f'a rate that it can attain: it jumps from {low.deferral_rate:.4f} at {knob} = {low.value:g} to '
+        f'{high.deferral_rate:.4f} at {knob} = {high.value:g}',
+        fix=f'The nearest is {nearest.deferral_rate:.4f}, at {knob} = {nearest.value:g}.')
+  return nearest
 
 
 def _bisect_quality(decoder, curve, floor, method):

@@ -79,6 +79,17 @@ def test_a_rate_outside_the_range_names_the_nearest(tmp_path):
   assert error.value.got == 0.3 and not (tmp_path / 'calibration.json').exists()
 
 
+def test_a_rate_that_is_jumped_over_names_both_sides(tmp_path):
+  class Stepping(fake_runner.FakeRunner):
+    def _law(self, point):
+      rate, quality, _ = super()._law(point)
+      return rate, quality, 0.1 if dict(point.knob)['threshold'] > 0.25 else 0.9
+
+  with pytest.raises(ParamError, match=r'it jumps from 0\.\d+ at threshold = 0.25\d* to 0\.\d+ at threshold = 0.2[45]') as error:
+    calibrate.calibrate(**_settings(tmp_path, deferral_rate=0.5, load_runner=Stepping))
+  assert 'The nearest is' in str(error.value) and not (tmp_path / 'calibration.json').exists()
+
+
 def test_quality_floor_finds_the_least_deferral_that_keeps_it(tmp_path):
   result = calibrate.calibrate(**_settings(
       tmp_path, deferral_rate=None, quality_floor=0.9, calibration_samples=200, held_back_samples=200, batch_size=40))
