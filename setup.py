@@ -27,8 +27,8 @@ RUNTIME = [
 ]
 
 EXTRAS = {
-    'test': ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'scipy>=1.13', 'nbclient>=0.11',
-             'ipykernel>=6.29'],
+    'test': ['pytest>=8', 'pytest-timeout>=2.3', 'pytest-xdist>=3.5', 'hypothesis>=6.100', 'scipy>=1.13',
+             'nbclient>=0.11', 'ipykernel>=6.29'],
     'peers': ['transformers>=5', 'torch>=2.6', 'tokenizers>=0.21'],
     'plan': ['libtpu>=0.0.20'],
     'gpu': ['jax[cuda12]>=0.10'],
