@@ -109,7 +109,7 @@ def ours(params, *, method=SPECULATIVE, sampling=GREEDY, num_samples=1, seed=0):
   return np.stack([np.pad(row, (0, LONGEST - len(row))) for row in result.tokens]), result
 
 
-@pytest.mark.parametrize('sampling', [GREEDY, SAMPLED], ids=['greedy', 'sampled'])
+@pytest.mark.parametrize('sampling', [GREEDY, pytest.param(SAMPLED, marks=pytest.mark.nightly)], ids=['greedy', 'sampled'])
 def test_tokens_counters_and_scores_are_those_of_generate(params, sampling):
   decoded = decode(params, sampling=sampling, seed=5)
   tokens, result = ours(params, sampling=sampling, seed=5)
@@ -132,6 +132,7 @@ def test_scanned_layers_with_heads_apart_give_the_same_tokens(params):
   np.testing.assert_allclose(decoded.aux['scores'], stacked.aux['scores'], atol=1e-5)
 
 
+@pytest.mark.nightly
 def test_every_answer_to_an_input_is_its_own_sample_and_the_best_is_last(params):
   decoded = decode(params, sampling=SAMPLED, num_decodes=3, seed=7)
   tokens, result = ours(params, sampling=SAMPLED, num_samples=3, seed=7)
@@ -194,7 +195,7 @@ def test_in_bfloat16_a_self_draft_is_accepted_and_laws_are_float32(params):
   assert np.all(decoded.aux['target_calls'] == -(-decoded.aux['emitted'] // 4))
 
 
-@pytest.mark.parametrize('drafts', [0, 3])
+@pytest.mark.parametrize('drafts', [pytest.param(0, marks=pytest.mark.nightly), 3])
 def test_greedy_tokens_are_those_that_t5x_wrote(golden_dir, drafts):
   folder = golden_dir / 't5x' / 't5_1_1'
   params = traverse_util.unflatten_dict(dict(np.load(folder / 'params_flat.npz')), sep='/')
