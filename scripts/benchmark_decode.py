@@ -34,6 +34,7 @@ from specjax.decode import run
 from specjax.decode import speculative
 from specjax.drafters import model as model_drafter
 from specjax.models import gemma
+from specjax.models import layouts
 from specjax.ops import categorical
 from specjax.ops import keys
 from specjax.ops import warping
@@ -61,8 +62,8 @@ def models(vocab_size):
 
 
 def parameters(model, seed):
-  """Random float32 parameters on the device."""
-  return jax.block_until_ready(jax.jit(model.init)(jax.random.key(seed)))
+  """Random float32 parameters on the device, laid out as it reads them fastest."""
+  return jax.block_until_ready(layouts.for_backend(jax.jit(model.init)(jax.random.key(seed))))
 
 
 def num_bytes(tree):
