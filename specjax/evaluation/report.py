@@ -67,6 +67,7 @@ def write(directory):
   exports.write_results(directory, every, run, matched)
   exports.write_acceptance(directory, every)
   exports.write_performance(directory, every, rows)
+  exports.write_vllm_metrics(directory, every)
   text = table.markdown(every)
   facts = _facts(directory, rows, run, every, matched, figures, text, damage)
   environment = make_environment()
