@@ -195,9 +195,9 @@ def generated(batch, row, name='tokens'):
 
 
 def plan(
-    pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples, batch_size, example_ids, eos_ids,
+    pair, prompts, *, method, sampling, max_new_tokens, seed, num_samples=1, batch_size=8, example_ids=None, eos_ids=None,
     stop_sequences=(), stop_strings=()):
-  """`Batches` for these prompts: all checks, then arrays padded to shared shapes."""
+  """`Batches` for these prompts: all checks, then arrays padded to shared shapes. Arguments as of `generate`."""
   decoder = inputs.decoder(method, pair)
   inputs.check_prompts(prompts)
   count = len(prompts)
