@@ -22,12 +22,12 @@ pytest_plugins = ['specjax.testing.plugin']  # --mutant=M05 plants a bug
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 SAMPLED = ('tests/exactness/test_exact_', 'tests/mutants/')  # half of the CPU time of everything together
-EVERY = 4
+EVERY = 8
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m "not nightly" looks at the marks
 def pytest_collection_modifyitems(items):
-  """Leaves one in four cases of the costly parametrized tests in the default suite; the nightly one runs all."""
+  """Leaves one in eight cases of the costly parametrized tests in the default suite; the nightly one runs all."""
   seen = collections.Counter()
   for item in items:
     path = item.path.relative_to(ROOT).as_posix()
