@@ -190,6 +190,7 @@ class TreeProposal:
     log_probs: float[B, N, V], the law each node was drawn from, given its parent and that its elder siblings were
       rejected: the same law with replacement, theirs taken out without, one-hot when deterministic.
     logits: float[B, N + 1, V] raw drafter logits behind each node, or None; those of leaves are valid iff `has_bonus`.
+    features: float[B, N + 1, D] or None.
     max_depth: D, static; the most tokens that can be accepted.
     has_bonus: static; whether the rows of the leaves were computed.
   """

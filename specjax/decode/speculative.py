@@ -6,6 +6,7 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
+from specjax.core import errors
 from specjax.core import protocols
 from specjax.core import types
 from specjax.decode import blocks
@@ -157,6 +158,11 @@ class SpeculativeDecoder:
   def _goal(self, rule_params, state, proposal, target, live):
     """The `Goal` behind every token of the block, [B, T, ...], truncated; `target` are the target's `_Laws`."""
     has_law, block = self.rule.needs_drafter_law, blocks.of(proposal)
+    if has_law and proposal.logits is None:
+      raise errors.ParamError(
+          what=f"the rule {type(self.rule).__name__}, which reads the drafter's law", got=type(self.drafter).__name__,
+          expected='a drafter whose proposals have logits',
+          fix='choose a rule with needs_drafter_law False, such as Lossless, TruncatedTarget or LossyGreedy')
     drafter = _Laws.of(proposal.logits, state.sampling, live) if has_law else None
     position = state.length[:, None] + block.offsets
     pick = (lambda laws: laws.truncated) if self.rule.truncates == 'inputs' else (lambda laws: laws.tempered)

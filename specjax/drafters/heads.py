@@ -64,12 +64,11 @@ class HeadDrafter:
     return HeadState(hidden.astype(self.heads.dtype), prompt.length >= 2)
 
   def propose(self, params, state, uniforms, *, tokens, length, sampling, live, with_bonus):
-    del tokens, length
+    del tokens, length, with_bonus  # Heads do not see the drafts, so there is no law behind the last one.
     logits = self.model.unembed(params['target'], self.heads(params['heads'], state.hidden))
     drafts = live & state.is_known
     if self.shape is not None:
-      return self._tree(logits, drafts, sampling, with_bonus), state
-    wanted = self.num_draft_tokens + int(with_bonus)
+      return self._tree(logits, drafts, sampling), state
     laws = warping.sampling_log_probs(logits[:, :self.num_draft_tokens], sampling, live=live)
     if self.draws == 'sampled':
       drawn = jax.vmap(jax.vmap(categorical.draw))(uniforms.draft[:, :self.num_draft_tokens].astype(laws.dtype), laws)
@@ -77,8 +76,7 @@ class HeadDrafter:
       drawn, laws = _one_hot(jnp.argmax(laws, axis=-1).astype(jnp.int32), laws, jnp.ones(laws.shape[:2], bool))
     cap = self.num_draft_tokens if self.max_draft_tokens is None else jnp.asarray(self.max_draft_tokens, jnp.int32)
     return types.Proposal(
-        tokens=drawn, length=jnp.where(drafts, cap, 0).astype(jnp.int32), log_probs=laws,
-        logits=logits[:, :wanted] if logits.shape[1] > self.num_draft_tokens else None, has_bonus=with_bonus), state
+        tokens=drawn, length=jnp.where(drafts, cap, 0).astype(jnp.int32), log_probs=laws), state
 
   def commit(self, params, state, *, tokens, length, verdict, target_output):
     del params, tokens, length
@@ -93,7 +91,7 @@ class HeadDrafter:
     del proposal
     return jnp.int32(0)
 
-  def _tree(self, logits, drafts, sampling, with_bonus):
+  def _tree(self, logits, drafts, sampling):
     """The `TreeProposal` whose node at depth d and rank r is the r-th most probable token of head d."""
     depth, ranks = (jnp.array(values, jnp.int32) for values in (self.shape.depth, self.shape.ranks))
     laws = warping.sampling_log_probs(logits[:, :self.shape.max_depth], sampling, live=drafts)
@@ -103,8 +101,7 @@ class HeadDrafter:
     broadcast = lambda values: jnp.broadcast_to(values[None, :], nodes.shape)
     return types.TreeProposal(
         tokens=nodes, parents=broadcast(jnp.array(self.shape.parents, jnp.int32)), depth=broadcast(depth),
-        count=jnp.where(drafts, self.shape.num_nodes + 1, 1), log_probs=log_probs, max_depth=self.max_depth,
-        has_bonus=with_bonus)
+        count=jnp.where(drafts, self.shape.num_nodes + 1, 1), log_probs=log_probs, max_depth=self.max_depth)
 
 
 def _one_hot(tokens, laws, has_mass):

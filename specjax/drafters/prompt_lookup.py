@@ -6,7 +6,6 @@ from flax import struct
 import jax
 import jax.numpy as jnp
 
-from specjax.core import errors
 from specjax.core import types
 from specjax.ops import commit
 from specjax.ops import lookup
@@ -46,11 +45,7 @@ class PromptLookup:
     return prompt.encoder_tokens, prompt.encoder_length
 
   def propose(self, params, state, uniforms, *, tokens, length, sampling, live, with_bonus):
-    del params, sampling
-    if with_bonus:
-      raise errors.ParamError(
-          what="a rule that reads the drafter's law, with PromptLookup", got='no law behind the last draft token',
-          fix='choose a rule with needs_drafter_law False, such as Lossless or LossyGreedy')
+    del params, sampling, with_bonus
     source, source_length = state
     drafted, count = jax.vmap(self._copy)(tokens, length, source, source_length)
     cap = self.num_draft_tokens if self.max_draft_tokens is None else self.max_draft_tokens

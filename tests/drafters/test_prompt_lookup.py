@@ -89,9 +89,10 @@ def test_bad_options_are_named(options, named):
     specjax.prompt_lookup(**options)
 
 
-def test_a_law_behind_the_draft_is_refused():
-  drafter = drafters.PromptLookup(vocab_size=VOCAB, num_draft_tokens=2)
+@pytest.mark.parametrize('bonus', ['rule', 'target'])
+def test_a_law_behind_the_draft_is_refused(bonus):
+  method = specjax.drafting(
+      lambda pair: drafters.PromptLookup(vocab_size=VOCAB, num_draft_tokens=2), rule=specjax.Chow(threshold=0.3),
+      bonus=bonus)
   with pytest.raises(errors.ParamError, match='PromptLookup'):
-    drafter.propose(
-        None, None, None, tokens=jnp.zeros((1, 4), jnp.int32), length=jnp.ones(1, jnp.int32), sampling=None,
-        live=jnp.ones(1, bool), with_bonus=True)
+    specjax.generate(toy.toy_pair(vocab_size=VOCAB), [[1, 2]], method=method, max_new_tokens=4, seed=0, eos_ids=())
