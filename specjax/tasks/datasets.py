@@ -187,21 +187,35 @@ def _layouts(record, split):
   return [*own, *record.files.get(split, ())]
 
 
+def own_splits(record: TaskRecord, *, data_dir: str | os.PathLike) -> dict[str, Source]:
+  """The splits of `example.SPLITS` that have a source to themselves, in that order: none is cut from another."""
+  found = {split: _find(record, split, pathlib.Path(data_dir)) for split in example_lib.SPLITS}
+  return {split: source for split, source in found.items() if source is not None}
+
+
+def parsed(
+    record: TaskRecord, source: Source, *, split: str, data_dir: str | os.PathLike, errors: list[DataError]
+) -> Iterator[tuple[int, readers.Raw, Fields]]:
+  """(number in the source, raw record, fields) of the good records of a split; bad ones are appended to `errors`."""
+  for number, raw in enumerate(raw_records(record, source, data_dir=data_dir, errors=errors)):
+    try:
+      if record.belongs is not None and not record.belongs(raw.record, split):
+        continue
+      fields = record.parsed(raw.record, raw.where)
+    except (KeyError, TypeError, ValueError) as error:
+      errors.append(error if isinstance(error, DataError) else DataError(
+          what=f'not a record of {record.name}', where=raw.where, got=f'{type(error).__name__}: {str(error)[:80]}',
+          expected='a record of its schema', fix='drop the record'))
+      continue
+    yield number, raw, fields
+
+
 def _fields(record, split, data_dir, errors) -> Iterator[tuple[int, Fields, str]]:
   """(number in the source, fields, where) of the good records of a split."""
   source = find(record, split, data_dir=data_dir)
-  for number, (raw, where) in enumerate(raw_records(record, source, data_dir=data_dir, errors=errors)):
-    try:
-      if record.belongs is not None and not record.belongs(raw, split):
-        continue
-      fields = record.parsed(raw, where)
-    except (KeyError, TypeError, ValueError) as error:
-      errors.append(error if isinstance(error, DataError) else DataError(
-          what=f'not a record of {record.name}', where=where, got=f'{type(error).__name__}: {str(error)[:80]}',
-          expected='a record of its schema', fix='drop the record'))
-      continue
+  for number, raw, fields in parsed(record, source, split=split, data_dir=data_dir, errors=errors):
     if source.part is None or (example_lib.split_of(fields.inputs) == 'validation') == (source.part == 'validation'):
-      yield number, fields, where
+      yield number, fields, raw.where
 
 
 def _unique(found, errors):

@@ -10,6 +10,7 @@ Attention stays inside a segment and positions restart with it, so a packed row 
 """
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,6 +19,22 @@ from specjax.tasks.example import Example
 from specjax.tasks.vocabulary import Tokenizer
 
 _OPEN_ROWS = 16  # first-fit over these; the fullest is closed when none fits
+
+
+class Piece(NamedTuple):
+  """What a decoder reads in one go.
+
+  Attributes:
+    name: for errors.
+    prompt: tokens that are given, at least one.
+    answer: tokens that are to be predicted, at least one.
+    is_text: whether the prompt is text to be learned like the answer; its first token is never predicted.
+  """
+
+  name: str
+  prompt: Sequence[int]
+  answer: Sequence[int]
+  is_text: bool = False
 
 
 def pack_decoder_only(examples: Sequence[Example], tokenizer: Tokenizer, length: int) -> dict[str, np.ndarray]:
@@ -35,20 +52,35 @@ def pack_decoder_only(examples: Sequence[Example], tokenizer: Tokenizer, length:
     LimitError: an example longer than a row.
   """
   inputs, targets = _encoded(examples, tokenizer)
-  items = []
-  for example, question, answer in zip(examples, inputs, targets, strict=True):
-    prompt = [tokenizer.bos_id, *question, tokenizer.separator_id]
-    whole = [*prompt, *answer, tokenizer.eos_id]
-    _check_fits(example, len(whole) - 1, length)
-    items.append((whole, len(prompt) - 1))
-  rows = _first_fit([(len(whole) - 1,) for whole, _ in items], (length,))
-  packed = _empty(len(rows), length, ('tokens', 'targets', 'positions', 'segments'), tokenizer.pad_id)
+  return pack_pieces(
+      [Piece(example.id, [tokenizer.bos_id, *question, tokenizer.separator_id], [*answer, tokenizer.eos_id])
+       for example, question, answer in zip(examples, inputs, targets, strict=True)],
+      length=length, pad_id=tokenizer.pad_id)
+
+
+def pack_pieces(pieces: Sequence[Piece], *, length: int, pad_id: int) -> dict[str, np.ndarray]:
+  """As `pack_decoder_only`, of tokens.
+
+  Raises:
+    LimitError: a piece longer than a row.
+  """
+  for piece in pieces:
+    _check_fits(piece.name, _length(piece), length)
+  rows = _first_fit([(_length(piece),) for piece in pieces], (length,))
+  packed = _empty(len(rows), length, ('tokens', 'targets', 'positions', 'segments'), pad_id)
   for row, members in enumerate(rows):
     offset = 0
     for segment, index in enumerate(members, start=1):
-      whole, num_unweighted = items[index]
+      piece = pieces[index]
+      whole = [*piece.prompt, *piece.answer]
+      num_unweighted = 0 if piece.is_text else len(piece.prompt) - 1
       offset = _place(packed, row, offset, segment, whole[:-1], whole[1:], num_unweighted)
   return packed
+
+
+def _length(piece):
+  """Tokens that the decoder reads: it never reads the last one."""
+  return len(piece.prompt) + len(piece.answer) - 1
 
 
 def pack_encoder_decoder(examples: Sequence[Example], tokenizer: Tokenizer, encoder_length: int,
@@ -74,8 +106,8 @@ def pack_encoder_decoder(examples: Sequence[Example], tokenizer: Tokenizer, enco
   inputs = [[*question, tokenizer.eos_id] for question in inputs]
   targets = [[*answer, tokenizer.eos_id] for answer in targets]
   for example, question, answer in zip(examples, inputs, targets, strict=True):
-    _check_fits(example, len(question), encoder_length)
-    _check_fits(example, len(answer), decoder_length)
+    _check_fits(example.id, len(question), encoder_length)
+    _check_fits(example.id, len(answer), decoder_length)
   rows = _first_fit([(len(q), len(a)) for q, a in zip(inputs, targets, strict=True)], (encoder_length, decoder_length))
   packed = _empty(len(rows), decoder_length, ('tokens', 'targets', 'positions', 'segments'), tokenizer.pad_id)
   encoder = _empty(len(rows), encoder_length, ('tokens', 'positions', 'segments'), tokenizer.pad_id)
@@ -93,10 +125,10 @@ def _encoded(examples: Iterable[Example], tokenizer: Tokenizer) -> tuple[list, l
           tokenizer.encode_many([example.targets for example in examples]))
 
 
-def _check_fits(example: Example, needed: int, length: int) -> None:
+def _check_fits(name: str, needed: int, length: int) -> None:
   if needed > length:
-    raise LimitError(f'example {example.id}: {needed} tokens do not fit a row of {length}', what='example length',
-                     where=example.id, got=needed, expected=f'<= {length}', fix='pack into longer rows')
+    raise LimitError(f'example {name}: {needed} tokens do not fit a row of {length}', what='example length',
+                     where=name, got=needed, expected=f'<= {length}', fix='pack into longer rows')
 
 
 def _first_fit(sizes: Sequence[tuple[int, ...]], capacities: tuple[int, ...]) -> list[list[int]]:
