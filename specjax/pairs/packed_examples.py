@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import pathlib
-from typing import Literal, Sequence
+from typing import Callable, Literal, Mapping, Sequence
 import zipfile
 
 from absl import logging
@@ -13,6 +13,7 @@ import numpy as np
 
 from specjax.checkpoints import durable
 from specjax.core import errors
+from specjax.pairs import target_answers
 from specjax.tasks import packing
 from specjax.tasks import synthetic
 from specjax.tasks import vocabulary
@@ -23,8 +24,11 @@ Family = Literal['decoder-only', 'encoder-decoder']
 def packed_examples(
     *, split: str, seed: int, num_examples: int, family: Family, length: int, encoder_length: int,
     cache_dir: str | os.PathLike, domains: Sequence[str] = synthetic.DOMAINS,
-) -> dict[str, np.ndarray]:
+    answers: target_answers.TargetAnswers | None = None,
+) -> dict[str, np.ndarray] | None:
   """Packed arrays [N, length] of the first `num_examples` examples of a split, by field name of `TrainingBatch`.
+
+  None where the target's `answers` were asked to stop before all were there.
 
   Args:
     split: 'train', 'validation' or 'test'.
@@ -36,6 +40,7 @@ def packed_examples(
     cache_dir: where the arrays are kept, under a name that is a hash of these arguments, the tokenizer and the version
       of the generator.
     domains: which domains take turns; one named twice comes twice as often.
+    answers: a target that answers the questions itself; None takes the reference answers.
 
   Raises:
     DataError: a token id or position does not fit in 16 bits.
@@ -44,24 +49,32 @@ def packed_examples(
   spec = dict(split=split, seed=seed, num_examples=num_examples, family=family, length=length,
               encoder_length=encoder_length, tokenizer=tokenizer.sha256, domains=list(domains),
               generator=synthetic.VERSION)
+  if answers is not None:
+    spec['answers'] = answers.identity
   name = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
-  path = pathlib.Path(cache_dir) / f'{split}-{name}.npz'
+
+  def make():
+    examples = list(itertools.islice(synthetic.stream(split, seed=seed, domains=domains), num_examples))
+    if family == 'decoder-only':
+      return packing.pack_decoder_only(examples, tokenizer, length)
+    return packing.pack_encoder_decoder(examples, tokenizer, encoder_length, length)
+
+  return kept(pathlib.Path(cache_dir) / f'{split}-{name}.npz', make)
+
+
+def kept(path: pathlib.Path, make: Callable[[], Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """The arrays in the file `path`; where there is none, or a damaged one, what `make` gives, narrowed and kept there."""
   if path.is_file():
     try:
       with np.load(path, allow_pickle=False) as stored:
         return dict(stored)
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:  # It is a cache: what a power cut broke is made again.
       logging.warning('%s is damaged (%s) and made again', path, error)
-  examples = list(itertools.islice(synthetic.stream(split, seed=seed, domains=domains), num_examples))
-  if family == 'decoder-only':
-    arrays = packing.pack_decoder_only(examples, tokenizer, length)
-  else:
-    arrays = packing.pack_encoder_decoder(examples, tokenizer, encoder_length, length)
-  arrays = {key: narrow(array, where=key) for key, array in arrays.items()}
+  arrays = {key: narrow(array, where=key) for key, array in make().items()}
   path.parent.mkdir(parents=True, exist_ok=True)
   with durable.replacing(path) as file:
     np.savez(file, **arrays)
-  logging.info('%s: %d examples in %d rows', path, num_examples, len(arrays['tokens']))
+  logging.info('%s: %d rows', path, len(arrays['tokens']))
   return arrays
 
 
