@@ -25,10 +25,8 @@ def packed_examples(
     *, split: str, seed: int, num_examples: int, family: Family, length: int, encoder_length: int,
     cache_dir: str | os.PathLike, domains: Sequence[str] = synthetic.DOMAINS,
     answers: target_answers.TargetAnswers | None = None,
-) -> dict[str, np.ndarray] | None:
+) -> dict[str, np.ndarray]:
   """Packed arrays [N, length] of the first `num_examples` examples of a split, by field name of `TrainingBatch`.
-
-  None where the target's `answers` were asked to stop before all were there.
 
   Args:
     split: 'train', 'validation' or 'test'.
@@ -43,7 +41,7 @@ def packed_examples(
     answers: a target that answers the questions itself; None takes the reference answers.
 
   Raises:
-    DataError: a token id or position does not fit in 16 bits.
+    DataError: a token id or position does not fit in 16 bits. Stopped: see `TargetAnswers`.
   """
   tokenizer = vocabulary.load_builtin_tokenizer()
   spec = dict(split=split, seed=seed, num_examples=num_examples, family=family, length=length,
@@ -55,6 +53,8 @@ def packed_examples(
 
   def make():
     examples = list(itertools.islice(synthetic.stream(split, seed=seed, domains=domains), num_examples))
+    if answers is not None:
+      examples = answers(examples, length=length)
     if family == 'decoder-only':
       return packing.pack_decoder_only(examples, tokenizer, length)
     return packing.pack_encoder_decoder(examples, tokenizer, encoder_length, length)
