@@ -200,6 +200,10 @@ class Decoder(nn.Module):
       logits = self.head(hidden, layers.float32_or_wider(self.dtype))
     return layers.soft_cap(logits, self.config.final_softcap)
 
+  def embed(self, tokens: jax.Array) -> jax.Array:
+    """Embeddings [B, T, D]."""
+    return self.embedder(tokens)
+
   def encode(self, tokens: jax.Array, positions: jax.Array, attends: list[Attend]) -> tuple[jax.Array, list[Any]]:
     """As `__call__`, without logits: the normed hidden states [B, T, D]."""
     x, kept = self.embedder(tokens), []
@@ -312,6 +316,10 @@ class DecoderLM:
   def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
     """Logits [B, T, V] of hidden states [B, T, D] as in `LMOutput.hidden`, or of what draft heads make of them."""
     return self.network.apply({'params': params}, hidden, method=Decoder.unembed)
+
+  def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
+    """Embeddings [B, T, D] of tokens int32[B, T] as the first layer reads them."""
+    return self.network.apply({'params': params}, tokens, method=Decoder.embed)
 
   def length(self, cache: kv_cache.KVCache) -> jax.Array:
     """int32[B], tokens each row covers."""

@@ -78,6 +78,10 @@ class T5Network(nn.Module):
       hidden = jnp.take_along_axis(hidden, logits_at[:, None, None], axis=1)
     return types.LMOutput(logits=self.unembed(hidden), hidden=hidden)
 
+  def embed(self, tokens):
+    """Embeddings [B, T, D] of tokens int32[B, T]."""
+    return self.token_embedder(tokens)
+
   def unembed(self, hidden):
     """Logits [B, T, V] of hidden states [B, T, D]."""
     scaled = hidden * self.config.embed_dim**-0.5 if self.config.scale_logits else hidden
@@ -241,6 +245,10 @@ class T5LM:
   def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
     """Logits [B, T, V] of hidden states [B, T, D] as in `LMOutput.hidden`, or of what draft heads make of them."""
     return self.network.apply({'params': params}, hidden, method=T5Network.unembed)
+
+  def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
+    """Embeddings [B, T, D] of tokens int32[B, T] as the first layer reads them."""
+    return self.network.apply({'params': params}, tokens, method=T5Network.embed)
 
   def length(self, cache: T5Cache) -> jax.Array:
     """int32[B], decoder tokens that each row covers."""
