@@ -87,7 +87,8 @@ class TargetRule(Protocol):
 
   `truncates`: 'output' mixes untruncated laws and the loop truncates the goal; 'inputs' receives truncated laws and its
   goal is final. `needs_drafter_law`: whether it reads the drafter's. `greedy_only`: whether it is defined at temperature 0
-  only. `knobs`: names of its numbers. `is_lossless`: whether the goal is the target's law.
+  only. `knobs`: names of its numbers. `is_lossless`: whether the goal is the target's law. A rule that reads the drafter's
+  hidden states says `needs_drafter_features = True` and may leave it out otherwise.
   """
 
   truncates: Literal['output', 'inputs']

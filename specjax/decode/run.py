@@ -8,6 +8,8 @@ decoding state is donated and returned, nothing calls back to the host inside, a
     result = run.collect(state)
 """
 
+import collections
+import threading
 import time
 from typing import NamedTuple
 
@@ -31,6 +33,9 @@ class CompileRecord(NamedTuple):
 
 _EXECUTABLES = {}
 _LOG = []
+# One lock per executable: two threads that ask for the same one must not both compile it.
+_COMPILING = collections.defaultdict(threading.Lock)
+_LOCK = threading.Lock()  # of that table
 
 
 def compile_log():
@@ -42,6 +47,7 @@ def forget():
   """Drops all executables; the log stays. A process can hold a few hundred: each takes maps of memory, of which there are
   65,530 by default on Linux, and then LLVM cannot allocate any."""
   _EXECUTABLES.clear()
+  _COMPILING.clear()
 
 
 def clear():
@@ -111,14 +117,39 @@ def compiled(name, decoder, *args, **static):
   Returns:
     `jax.stages.Compiled`; its first argument is the decoder's leaves where there is a decoder.
   """
+  return _executable(name, decoder, args, static)[0]
+
+
+def compile_ahead(decoder, params, requests, *, capacity, first=None):
+  """The `CompileRecord`s of what was compiled now of the programs that `prefill` and `decode` would ask for; runs nothing.
+
+  May be called from several threads: a compilation leaves part of two cores idle.
+
+  Args:
+    decoder, params, requests, capacity: as of `prefill`; shapes (`jax.ShapeDtypeStruct`) do in place of arrays.
+    first: the decoder whose `init` is the prefill; None is `decoder`. Rules that share it share an executable.
+  """
+  first = decoder if first is None else first
+  state = jax.eval_shape(lambda params, requests: first.init(params, requests, capacity), params, requests)
+  found = (_executable('prefill', first, (params, requests), dict(capacity=capacity)),
+           _executable('decode', decoder, (params, state, np.int32(0)), {}))
+  return [record for _, record in found if record is not None]
+
+
+def _executable(name, decoder, args, static):
+  """(the executable, its `CompileRecord` where this call compiled it)."""
   prefix = () if decoder is None else (_leaves(decoder),)
   traced = prefix + args
   structure = jax.tree.structure(decoder)
   leaves, treedef = jax.tree.flatten(traced)
   key = (name, structure, treedef, tuple(map(_signature, leaves)), tuple(sorted(static.items())), _settings())
-  if key not in _EXECUTABLES:
-    _EXECUTABLES[key] = _compile(name, structure, traced, static, leaves)
-  return _EXECUTABLES[key]
+  with _LOCK:
+    compiling = _COMPILING[key]
+  with compiling:
+    if key in _EXECUTABLES:
+      return _EXECUTABLES[key], None
+    _EXECUTABLES[key], record = _compile(name, structure, traced, static, leaves)
+  return _EXECUTABLES[key], record
 
 
 def _compile(name, structure, traced, static, leaves):
@@ -131,8 +162,9 @@ def _compile(name, structure, traced, static, leaves):
   done = time.perf_counter()
   biggest = max((jnp.shape(x) for x in leaves), key=lambda shape: int(np.prod(shape)), default=())
   shapes = ', '.join([f'{k}={v}' for k, v in sorted(static.items())] + [f'largest leaf {tuple(biggest)}'])
-  _LOG.append(CompileRecord(name, shapes, traced_at - start, done - traced_at))
-  return executable
+  record = CompileRecord(name, shapes, traced_at - start, done - traced_at)
+  _LOG.append(record)
+  return executable, record
 
 
 def _named(name, function):

@@ -34,6 +34,7 @@ class ModelDrafter:
     stopping: a policy of `specjax.drafters.stopping`, or None. Passes end when every row has stopped.
     params_from: static; 'target' where the model reads the target's parameters, as one of its first layers does. An
       encoder-decoder then reads the target's encoding too, which is not computed again.
+    with_features: static; whether proposals carry the model's last hidden states, for rules that read them.
   """
 
   model: protocols.LanguageModel = struct.field(pytree_node=False)
@@ -41,6 +42,7 @@ class ModelDrafter:
   max_draft_tokens: Any = None
   stopping: Any = None
   params_from: Literal['drafter', 'target'] = struct.field(pytree_node=False, default='drafter')
+  with_features: bool = struct.field(pytree_node=False, default=False)
 
   def init(self, params, prompt, prefill, capacity) -> Any:
     shares_encoding = self.params_from == 'target' and prefill.encoder_hidden is not None
@@ -55,10 +57,10 @@ class ModelDrafter:
     first = jnp.take_along_axis(tokens, jnp.minimum(index, tokens.shape[1] - 1), axis=1)
     # Only the law behind the last token is read: a second row of logits would double the cost of a large vocabulary.
     output, cache = self.model.extend(params, cache, first, count=count, logits_at=jnp.maximum(count - 1, 0))
-    draft = _Draft.empty(output.logits[:, 0], self.num_draft_tokens)
+    draft = _Draft.empty(output.logits[:, 0], self._features(output), self.num_draft_tokens)
     progress = self._start(output, live)
     progress = self._decide(0, progress, output, uniforms, sampling)
-    draft = draft.extended(0, output.logits[:, 0], uniforms, sampling, live)
+    draft = draft.extended(0, output.logits[:, 0], self._features(output), uniforms, sampling, live)
 
     def unfinished(carry):
       index, _, progress, _ = carry
@@ -70,7 +72,7 @@ class ModelDrafter:
       feeds = progress.is_drafting & (index < self._cap)
       output, cache = self.model.extend(params, cache, last, count=feeds.astype(jnp.int32))
       progress = self._decide(index, progress.after(draft, index - 1), output, uniforms, sampling)
-      draft = draft.extended(index, output.logits[:, 0], uniforms, sampling, live)
+      draft = draft.extended(index, output.logits[:, 0], self._features(output), uniforms, sampling, live)
       return index + 1, draft, progress, cache
 
     _, draft, progress, cache = lax.while_loop(unfinished, another, (jnp.int32(1), draft, progress, cache))
@@ -78,7 +80,7 @@ class ModelDrafter:
       draft, cache = self._bonus_row(params, draft, progress, cache)
     return types.Proposal(
         tokens=draft.tokens, length=progress.length, log_probs=draft.log_probs, logits=draft.logits,
-        has_bonus=with_bonus), cache
+        features=draft.features, has_bonus=with_bonus), cache
 
   def commit(self, params, state, *, tokens, length, verdict, target_output):
     del params, tokens, verdict, target_output
@@ -94,6 +96,10 @@ class ModelDrafter:
   def _cap(self):
     cap = self.num_draft_tokens if self.max_draft_tokens is None else self.max_draft_tokens
     return jnp.clip(jnp.asarray(cap, jnp.int32), 0, self.num_draft_tokens)
+
+  def _features(self, output):
+    """The hidden states float[B, D] behind the logits of `output`, or None where nobody reads them."""
+    return output.hidden[:, 0] if self.with_features else None
 
   def _start(self, output, live):
     policy = previous = None
@@ -128,7 +134,8 @@ class ModelDrafter:
     needed = (length > 0) & (length == self._cap)
     last = jnp.take_along_axis(draft.tokens, jnp.maximum(length - 1, 0)[:, None], axis=1)
     output, cache = self.model.extend(params, cache, last, count=needed.astype(jnp.int32))
-    return draft.with_bonus(output.logits[:, 0], jnp.where(needed, length, draft.logits.shape[1])), cache
+    index = jnp.where(needed, length, draft.logits.shape[1])
+    return draft.with_bonus(output.logits[:, 0], self._features(output), index), cache
 
 
 class _Previous(NamedTuple):
@@ -158,31 +165,37 @@ class _Progress:
 
 @struct.dataclass(kw_only=True)
 class _Draft:
-  """Tokens int32[B, K] drawn so far, the laws [B, K, V] they were drawn from, and raw logits [B, K + 1, V]."""
+  """Tokens int32[B, K] drawn so far, the laws [B, K, V] they were drawn from, raw logits [B, K + 1, V], and features
+  [B, K + 1, D] or None."""
 
   tokens: jax.Array
   log_probs: jax.Array
   logits: jax.Array
+  features: jax.Array | None
 
   @classmethod
-  def empty(cls, logits, num_draft_tokens):
+  def empty(cls, logits, features, num_draft_tokens):
     batch, vocab_size = logits.shape
     dtype = warping.probability_dtype(logits.dtype)
+    rows = lambda like: jnp.zeros((batch, num_draft_tokens + 1, like.shape[-1]), like.dtype)
     return cls(
         tokens=jnp.zeros((batch, num_draft_tokens), jnp.int32),
         log_probs=jnp.zeros((batch, num_draft_tokens, vocab_size), dtype),
-        logits=jnp.zeros((batch, num_draft_tokens + 1, vocab_size), logits.dtype))
+        logits=rows(logits), features=None if features is None else rows(features))
 
-  def extended(self, i, logits, uniforms, sampling, live):
+  def extended(self, i, logits, features, uniforms, sampling, live):
     """With token i drawn from exactly the law that is stored beside it."""
     log_probs = warping.sampling_log_probs(logits, sampling, live=live)
     pair = lax.dynamic_index_in_dim(uniforms.draft, i, axis=1, keepdims=False)
     drawn = jax.vmap(categorical.draw)(pair.astype(log_probs.dtype), log_probs)
     put = lambda array, value: lax.dynamic_update_index_in_dim(array, value, i, axis=1)
     return _Draft(
-        tokens=put(self.tokens, drawn), log_probs=put(self.log_probs, log_probs), logits=put(self.logits, logits))
+        tokens=put(self.tokens, drawn), log_probs=put(self.log_probs, log_probs), logits=put(self.logits, logits),
+        features=None if features is None else put(self.features, features))
 
-  def with_bonus(self, logits, index):
-    """With `logits` [B, V] as row `index` int32[B] of each row; past the end it is dropped."""
+  def with_bonus(self, logits, features, index):
+    """With `logits` [B, V] and `features` as row `index` int32[B] of each row; past the end they are dropped."""
     rows = jnp.arange(index.shape[0], dtype=jnp.int32)
-    return self.replace(logits=self.logits.at[rows, index].set(logits, mode='drop'))
+    put = lambda array, value: array.at[rows, index].set(value, mode='drop')
+    return self.replace(
+        logits=put(self.logits, logits), features=None if features is None else put(self.features, features))

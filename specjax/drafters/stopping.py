@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from specjax.ops import divergences
+from specjax.ops import probes
 
 
 class StoppingInputs(NamedTuple):
@@ -79,3 +80,26 @@ class Survival:
     state = state.astype(inputs.previous_log_prob.dtype) + inputs.previous_log_prob
     survival = jnp.exp(state + jnp.max(inputs.plain_log_probs))
     return survival < jnp.asarray(self.threshold, survival.dtype), state
+
+
+@struct.dataclass(kw_only=True)
+class Learned:
+  """Stops where a probe of the drafter's hidden state gives a divergence above its level a chance above `threshold`.
+
+  Source: ours; the decision of backoff decoding as a draft length, which keeps the law.
+
+  Attributes:
+    probe: parameters as of `specjax.ops.probes`.
+    threshold: a probability.
+  """
+
+  probe: Any
+  threshold: Any
+
+  def init(self):
+    """float[] state: nothing is carried."""
+    return jnp.zeros(())
+
+  def __call__(self, state, inputs):
+    chance = probes.probability(self.probe, inputs.features)
+    return chance > jnp.asarray(self.threshold, chance.dtype), state

@@ -4,5 +4,7 @@ from specjax.routers.confidence import ChowRouter
 from specjax.routers.confidence import DiffOracle
 from specjax.routers.confidence import EntropyRouter
 from specjax.routers.confidence import RandomRouter
+from specjax.routers.divergence import KLOracle
+from specjax.routers.divergence import LearnedRouter
 
-__all__ = ['ChowRouter', 'DiffOracle', 'EntropyRouter', 'RandomRouter']
+__all__ = ['ChowRouter', 'DiffOracle', 'EntropyRouter', 'KLOracle', 'LearnedRouter', 'RandomRouter']

@@ -209,7 +209,10 @@ def rule_variants(package):
 
 
 def random_rule_inputs(vocab_size, *, batch, temperature=0.7, seed=0, dtype=np.float32):
-  """`RuleInputs` with a leading batch axis: random laws, some tokens without mass, truncated ones beside them."""
+  """`RuleInputs` with a leading batch axis: random laws, some tokens without mass, truncated ones beside them.
+
+  The drafter's features are its law.
+  """
   random = np.random.RandomState(seed)
 
   def laws():
@@ -225,7 +228,7 @@ def random_rule_inputs(vocab_size, *, batch, temperature=0.7, seed=0, dtype=np.f
   return types.RuleInputs(
       drafter_log_probs=drafter, target_log_probs=target, drafter_truncated_log_probs=truncated,
       target_truncated_log_probs=target_truncated, drafter_plain_log_probs=plain, target_plain_log_probs=target_plain,
-      drafter_features=None, position=np.arange(batch, dtype=np.int32))
+      drafter_features=np.exp(plain), position=np.arange(batch, dtype=np.int32))
 
 
 def check_rule(rule, *, rule_params=None, values=(-0.1, 0.0, 0.3, 0.9, 1.0), vocab_size=6, batch=12):
@@ -281,8 +284,10 @@ def check_rule_law(rule, *, rule_params=None, num_draft_tokens=2):
         exactness.Request(prompt=(1,), max_new_tokens=3), exactness.Request(
             prompt=(0, 2), max_new_tokens=3, warp=oracles.Warp(temperature=0.6, top_p=0.8), eos_ids=(1,)),
         exactness.Request(prompt=(2, 2), max_new_tokens=3, warp=oracles.Warp(temperature=0.0))]
-    decoder = speculative.SpeculativeDecoder(
-        target=pair.target, drafter=drafters.ModelDrafter(model=pair.drafter, num_draft_tokens=num_draft_tokens), rule=rule)
+    drafter = drafters.ModelDrafter(
+        model=pair.drafter, num_draft_tokens=num_draft_tokens,
+        with_features=getattr(rule, 'needs_drafter_features', False))
+    decoder = speculative.SpeculativeDecoder(target=pair.target, drafter=drafter, rule=rule)
     joint = enumeration.Enumerator().joint(
         decoder, pair.params | {'rule': rule_params}, exactness.arrays(requests, vocab_size=3),
         capacity=exactness.capacity(decoder, requests))
@@ -306,7 +311,7 @@ def _goal_at(rule, rule_params, laws, prefix):
       drafter_log_probs=jnp.asarray(both['drafter'][sampled]), target_log_probs=jnp.asarray(both['target'][sampled]),
       drafter_truncated_log_probs=jnp.asarray(both['drafter'][1]), drafter_plain_log_probs=jnp.asarray(both['drafter'][2]),
       target_truncated_log_probs=jnp.asarray(both['target'][1]), target_plain_log_probs=jnp.asarray(both['target'][2]),
-      drafter_features=None, position=jnp.int32(len(prefix))))
+      drafter_features=jnp.asarray(laws._drafter(prefix)), position=jnp.int32(len(prefix))))
   probs = np.exp(np.asarray(goal.log_probs))
   return probs if rule.truncates == 'inputs' else laws.warp.truncated(probs)
 

@@ -57,6 +57,27 @@ def difference(threshold):
   return lambda target, drafter: float(np.max(drafter) < np.max(target) - threshold)
 
 
+def divergence(threshold, direction='target_drafter', is_flipped=False):
+  """Backoff decoding's oracle: the target where the divergence in nats is above the threshold, or flipped, where it is not."""
+
+  def share(target, drafter):
+    first, second = (target, drafter) if direction == 'target_drafter' else (drafter, target)
+    terms = [a * (np.log(a) - np.log(b)) if b > 0 else np.inf for a, b in zip(first, second) if a > 0]
+    return float((sum(terms) > threshold) != is_flipped)
+
+  return share
+
+
+def probe(threshold, kernel, bias):
+  """A linear probe of the drafter's log-probabilities; `kernel` sums to 0, so that it reads logits too."""
+
+  def share(target, drafter):
+    del target
+    return float(1 / (1 + np.exp(-(np.dot(kernel, np.log(drafter)) + bias))) > threshold)
+
+  return share
+
+
 def token_cascade(
     models: Models, deferral: Callable[..., float], *, chunk: int | None = None, needs_target: bool = False,
 ) -> oracles.RoundStructured:

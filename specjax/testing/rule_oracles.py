@@ -34,6 +34,17 @@ def diff_goal(threshold):
       drafter if np.max(drafter_plain) >= np.max(target_plain) - threshold else target)
 
 
+def learned_goal(threshold, *, probe):
+  """The target where a linear probe (kernel that sums to 0, bias) of the drafter's logits is above the threshold."""
+  kernel, bias = probe
+
+  def goal(target, drafter, target_plain, drafter_plain):
+    del target_plain
+    return target if 1 / (1 + np.exp(-(np.dot(kernel, np.log(drafter_plain)) + bias))) > threshold else drafter
+
+  return goal
+
+
 def opt_goal(threshold, loss='zero_one'):
   """Narasimhan et al. 2025, Lemma 4: the target where expected loss + threshold * rejection rate is below the drafter's."""
 
@@ -175,7 +186,10 @@ def bild_goal(rollback_threshold):
 
 
 def rule_inputs(target, drafter, *, warp=oracles.Warp(), truncates='output', dtype=np.float64):
-  """`types.RuleInputs` of two laws at temperature 1, float[V], warped in numpy; `truncates` as of the rule they are for."""
+  """`types.RuleInputs` of two laws at temperature 1, float[V], warped in numpy; `truncates` as of the rule they are for.
+
+  The drafter's features are its law.
+  """
   both = {}
   with np.errstate(divide='ignore'):
     for name, law in (('drafter', drafter), ('target', target)):
@@ -184,4 +198,4 @@ def rule_inputs(target, drafter, *, warp=oracles.Warp(), truncates='output', dty
       both |= {f'{name}_log_probs': truncated if truncates == 'inputs' else tempered,
                f'{name}_truncated_log_probs': truncated, f'{name}_plain_log_probs': plain}
     both = {name: jnp.asarray(np.log(law), dtype) for name, law in both.items()}
-  return types.RuleInputs(**both, drafter_features=None, position=jnp.int32(3))
+  return types.RuleInputs(**both, drafter_features=jnp.asarray(drafter, dtype), position=jnp.int32(3))

@@ -27,6 +27,8 @@ class ToyCache(NamedTuple):
 class ToyLM:
   """logits[t] = sum over the visible j <= t of table[(t - j) mod M, token j] + encoder sum. Implements `LanguageModel`.
 
+  Its hidden states are its logits.
+
   Attributes:
     vocab_size: V.
     memory: M, how many distances are told apart.
@@ -74,7 +76,7 @@ class ToyLM:
     if logits_at is not None:
       position = jnp.take_along_axis(position, logits_at[:, None], axis=1)
     logits = self._logits(params, stored, cache.encoder, position, **where)
-    return types.LMOutput(logits), ToyCache(stored, cache.length + count, cache.encoder)
+    return types.LMOutput(logits, logits), ToyCache(stored, cache.length + count, cache.encoder)
 
   def length(self, cache):
     return cache.length
@@ -141,3 +143,16 @@ def toy_pair(*, vocab_size, seed, window=0, has_encoder=False, scale=1.0, drafte
   params = {'target': target.init(jax.random.key(seed)), 'drafter': drafter.init(jax.random.key(seed + 1))}
   params = jax.tree.map(np.asarray, params)
   return ToyPair(target, drafter, params, 'encoder-decoder' if has_encoder else 'decoder-only')
+
+
+def linear_probe(kernel, bias=0.0):
+  """Parameters as of `specjax.ops.probes` of one layer, float64, without standardisation and calibration.
+
+  Args:
+    kernel: float[D]; one that sums to 0 reads a `ToyLM`'s law as it reads its hidden state.
+    bias: a number.
+  """
+  kernel = np.asarray(kernel, np.float64)
+  return {
+      'mean': np.zeros(len(kernel)), 'scale': np.ones(len(kernel)), 'kernels': [kernel[:, None]],
+      'biases': [np.array([bias])], 'temperature': np.array(1.0), 'knots': {'x': np.zeros(0), 'y': np.zeros(0)}}

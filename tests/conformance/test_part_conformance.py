@@ -40,17 +40,24 @@ def build_drafter(name):
     return drafters.NoDrafter(vocab_size=VOCAB, num_draft_tokens=2), None
   if name == 'PromptLookup':
     return drafters.PromptLookup(vocab_size=VOCAB, num_draft_tokens=3, max_match=2), None
+  if name == 'NgramDrafter':
+    return drafters.NgramDrafter(vocab_size=VOCAB, num_draft_tokens=3, text_order=3), None
   raise NotImplementedError(f'tell build_drafter in {__file__} how to build {name}')
+
+
+def rule_params(name, vocab_size):
+  """A probe for the rule that reads one: of the drafter's law, or of a `ToyLM`'s hidden state."""
+  return toy.linear_probe(np.linspace(-1, 1, vocab_size)) if name == 'LearnedDeferral' else None
 
 
 @every_rule
 def test_rule(name, options):
-  conformance.check_rule(build_rule(name, options))
+  conformance.check_rule(build_rule(name, options), rule_params=rule_params(name, VOCAB), vocab_size=VOCAB)
 
 
 @every_rule
 def test_joint_law_of_a_rule(name, options):
-  conformance.check_rule_law(build_rule(name, options))
+  conformance.check_rule_law(build_rule(name, options), rule_params=rule_params(name, 3))
 
 
 @struct.dataclass(kw_only=True)

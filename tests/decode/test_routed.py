@@ -232,10 +232,11 @@ def test_a_row_without_room_stops_with_capacity(pair):
 def test_a_sweep_over_thresholds_and_temperatures_is_one_executable(pair, router):
   run.clear()
   kind, found = getattr(routers, router), set()
+  probe = {'router': toy.linear_probe(np.linspace(-1, 1, pair.drafter.vocab_size))} if router == 'LearnedRouter' else {}
   for i, threshold in enumerate(np.linspace(-0.2, 1.1, 40)):
     batch = arrays([request((1, 2), 4, temperature=0.2 * (i % 10), top_k=i % 5, top_p=1 - 0.01 * i)] * 4)
     decoder = cascade(pair, router=kind(**{kind.knobs[0]: float(threshold)}))
-    found.add(rows(decoded(decoder, pair.params, batch))[0])
+    found.add(rows(decoded(decoder, pair.params | probe, batch))[0])
   assert [one.name for one in run.compile_log()] == ['prefill', 'decode'] and len(found) > 3
 
 

@@ -1,5 +1,7 @@
 """The jit boundary refuses what the device would drop or misread without a word."""
 
+import concurrent.futures
+
 import jax
 import numpy as np
 import pytest
@@ -44,3 +46,15 @@ def test_prompts_wider_than_the_capacity_are_refused(work):
   width = batches.requests[0].prompt.tokens.shape[1]
   with pytest.raises(errors.LimitError, match=f'capacity: got {width - 1}, expected at least the {width} tokens'):
     run.prefill(batches.decoder, pair.params, batches.requests[0], capacity=width - 1)
+
+
+def test_what_several_threads_compile_ahead_is_compiled_once_and_used(work):
+  pair, batches = work
+  run.clear()
+  ahead = lambda _: run.compile_ahead(batches.decoder, pair.params, batches.requests[0], capacity=batches.capacity)
+  with concurrent.futures.ThreadPoolExecutor(max_workers=3) as pool:
+    records = [record.name for found in pool.map(ahead, range(3)) for record in found]
+  assert sorted(records) == ['decode', 'prefill'] and len(run.compile_log()) == 2
+  state = run.prefill(batches.decoder, pair.params, jax.device_put(batches.requests[0]), capacity=batches.capacity)
+  run.decode(batches.decoder, pair.params, state, max_steps=20)
+  assert len(run.compile_log()) == 2

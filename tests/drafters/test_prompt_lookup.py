@@ -9,6 +9,7 @@ import specjax
 from specjax import drafters
 from specjax.core import errors
 from specjax.core import types
+from specjax.decode import methods
 from specjax.testing import toy
 
 VOCAB = 10
@@ -91,8 +92,10 @@ def test_bad_options_are_named(options, named):
 
 @pytest.mark.parametrize('bonus', ['rule', 'target'])
 def test_a_law_behind_the_draft_is_refused(bonus):
-  method = specjax.drafting(
+  method = methods.drafting(
       lambda pair: drafters.PromptLookup(vocab_size=VOCAB, num_draft_tokens=2), rule=specjax.Chow(threshold=0.3),
       bonus=bonus)
   with pytest.raises(errors.ParamError, match='PromptLookup'):
-    specjax.generate(toy.toy_pair(vocab_size=VOCAB), [[1, 2]], method=method, max_new_tokens=4, seed=0, eos_ids=())
+    specjax.generate(
+        toy.toy_pair(vocab_size=VOCAB, seed=0), [[1, 2]], method=method, sampling=specjax.SamplingParams(temperature=1.0),
+        max_new_tokens=4, seed=0, eos_ids=())

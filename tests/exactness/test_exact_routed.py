@@ -27,6 +27,7 @@ from specjax.testing import toy
 
 W = oracles.Warp
 TOLERANCE = 1e-12
+PROBE = (0.7, -1.1, 0.4), -0.3  # kernel on the drafter's logits, bias
 ALWAYS, NEVER = -1.0, 1.0  # Chow's thresholds at which every token is deferred, or none
 
 
@@ -98,6 +99,21 @@ ROUTED = {
     'difference oracle': Case(
         vocab_size=3, router='DiffOracle', chunk=1, rows=1, vary=(-1.0, -0.1, 0.0, 0.1, 1.0),
         requests=requests(*FEW, vocab_size=3, limits=(4, 3), eos=((), (1,)))),
+    'divergence oracle': Case(
+        vocab_size=3, router='KL', chunk=1, rows=1, vary=(-1.0, 0.3, 0.6, 50.0),
+        requests=requests(*FEW, vocab_size=3, limits=(4, 3), eos=((), (1,)))),
+    'divergence oracle, reverse': Case(
+        vocab_size=3, router='reverse KL', rows=3, vary=(0.3, 0.6),
+        requests=requests(*FEW, vocab_size=3, limits=(4, 3), eos=((), (1,)))),
+    'divergence oracle, flipped': Case(
+        vocab_size=3, router='flipped KL', rows=1, vary=(-1.0, 0.3, 0.6, 50.0), seed=2,
+        requests=requests(*FEW, vocab_size=3, limits=(4, 3), eos=((), (1,)))),
+    'probe, chunk 4': Case(
+        vocab_size=3, router='probe', chunk=4, rows=1, vary=(0.0, 0.35, 0.5, 1.0),
+        requests=requests(*FEW, W(top_p=0.8), vocab_size=3, limits=(5, 3), eos=((), (1,)))),
+    'probe, encoder-decoder': Case(
+        vocab_size=3, router='probe', models='encoder-decoder toy', rows=3, vary=(0.35, 0.5),
+        requests=requests(*FEW, vocab_size=3, limits=(4, 3), eos=((), (1,)), encoder=True)),
     'Gemma, sliding window 3, chunk 4': Case(
         vocab_size=3, models='gemma', chunk=4, rows=1, vary=(0.3, 0.5),
         requests=requests(*FEW, vocab_size=3, limits=(5, 3), eos=((), (1,)))),
@@ -146,7 +162,7 @@ def build_models(case):
   pair = toy.toy_pair(
       vocab_size=case.vocab_size, seed=case.seed, window=case.window, drafter_window=case.drafter_window,
       has_encoder=case.models.startswith('enc'), scale=0.6)
-  return pair.target, pair.drafter, pair.params
+  return pair.target, pair.drafter, pair.params | ({'router': toy.linear_probe(*PROBE)} if case.router == 'probe' else {})
 
 
 def _gemma(vocab_size, num_layers):
@@ -177,23 +193,33 @@ def enumerated(case, decoders, *, at=0.5, optimise=False, policy_breaks=(), phas
   return joints, models
 
 
-DEFERRAL = {'ChowRouter': routing_oracles.chow, 'EntropyRouter': routing_oracles.entropy,
-            'RandomRouter': routing_oracles.random, 'DiffOracle': routing_oracles.difference}
+# Threshold -> router, and threshold -> what it must do.
+ROUTERS = {
+    'ChowRouter': (lambda value: routers.ChowRouter(threshold=value), routing_oracles.chow),
+    'EntropyRouter': (lambda value: routers.EntropyRouter(threshold=value), routing_oracles.entropy),
+    'RandomRouter': (lambda value: routers.RandomRouter(rate=value), routing_oracles.random),
+    'DiffOracle': (lambda value: routers.DiffOracle(threshold=value), routing_oracles.difference),
+    'KL': (lambda value: routers.KLOracle(threshold=value), routing_oracles.divergence),
+    'reverse KL': (lambda value: routers.KLOracle(threshold=value, direction='drafter_target'),
+                   lambda value: routing_oracles.divergence(value, 'drafter_target')),
+    'flipped KL': (lambda value: routers.KLOracle(threshold=value, is_flipped=True),
+                   lambda value: routing_oracles.divergence(value, is_flipped=True)),
+    'probe': (lambda value: routers.LearnedRouter(threshold=value), lambda value: routing_oracles.probe(value, *PROBE)),
+}
 
 
 def check_routed(case, **kwargs):
   """Every configuration of a token cascade against its oracle; returns [(Discrepancy, expected counters, value)]."""
-  knob = getattr(routers, case.router)
+  make, deferral = ROUTERS[case.router]
   decoders = lambda target, drafter: [
-      routed.RoutedDecoder(target=target, drafter=drafter, router=knob(**{knob.knobs[0]: value}), chunk=case.chunk)
-      for value in case.vary]
+      routed.RoutedDecoder(target=target, drafter=drafter, router=make(value), chunk=case.chunk) for value in case.vary]
   breaks = [(0.35,)] * len(case.requests) if case.router == 'RandomRouter' else ()
   joints, models = enumerated(case, decoders, policy_breaks=breaks, **kwargs)
   found = []
   for value, joint in zip(case.vary, joints):
     for row, one in enumerate(models):
       expected = routing_oracles.token_cascade(
-          one, DEFERRAL[case.router](value), chunk=case.chunk if case.rows == 1 else None, needs_target=knob.needs_target)
+          one, deferral(value), chunk=case.chunk if case.rows == 1 else None, needs_target=make(value).needs_target)
       found.append((routing_oracles.discrepancy(joint, row, expected), expected.counters, value))
   return found
 

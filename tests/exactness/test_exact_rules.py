@@ -88,6 +88,8 @@ V2 = dict(rule=knob(rules.TokenV2), goal=rule_oracles.token_v2_goal)
 MIXTURE = dict(rule=knob(rules.Mixture, 'target_weight'), goal=rule_oracles.mixture_goal)
 GREEDY_LOSSY = dict(rule=knob(rules.LossyGreedy, 'lenience'), goal=rule_oracles.lossy_greedy_goal)
 BILD = dict(rule=knob(rules.Bild, 'rollback_threshold'), goal=rule_oracles.bild_goal)
+PROBE = (0.7, -1.1, 0.4), -0.3  # kernel on the drafter's logits, bias
+LEARNED = dict(rule=knob(rules.LearnedDeferral), goal=functools.partial(rule_oracles.learned_goal, probe=PROBE))
 CONTROL = dict(rule=knob(rules.TruncatedTarget), goal=rule_oracles.truncated_target_goal)
 
 CASES = {
@@ -128,6 +130,10 @@ CASES = {
     'BiLD, encoder-decoder': Case(
         **BILD, values=(0.5, 1.5), warps=GREEDY, limits=(6,), has_encoder=True, seed=11,
         neighbour=rule_oracles.bild_goal(-1.0)),
+    'learned deferral': Case(
+        **LEARNED, values=(0.0, 1.0, 0.5, 0.35), warps=MIXED, seed=13, neighbour=rule_oracles.learned_goal(0.7, probe=PROBE)),
+    'learned deferral, bonus from the target, encoder-decoder': Case(
+        **LEARNED, values=(0.4,), warps=FEW, num_draft_tokens=3, bonus='target', has_encoder=True),
     'truncated target': Case(
         **CONTROL, values=(-0.1, 0.0, 1.0, 0.6), warps=MIXED, seed=12, neighbour=oracles.token_v3_goal(0.6)),
     'truncated target, bonus from the target, encoder-decoder': Case(
@@ -136,14 +142,18 @@ CASES = {
 
 
 def build_pair(case):
-  return toy.toy_pair(
+  pair = toy.toy_pair(
       vocab_size=case.vocab_size, seed=case.seed, window=case.window, has_encoder=case.has_encoder, scale=0.6)
+  is_learned = isinstance(case.rule(0.5), rules.LearnedDeferral)
+  return dataclasses.replace(pair, params=pair.params | {'rule': toy.linear_probe(*PROBE)}) if is_learned else pair
 
 
 def build_decoder(case, pair, value):
-  return speculative.SpeculativeDecoder(
-      target=pair.target, drafter=drafters.ModelDrafter(model=pair.drafter, num_draft_tokens=case.num_draft_tokens),
-      rule=case.rule(value), bonus=case.bonus)
+  rule = case.rule(value)
+  drafter = drafters.ModelDrafter(
+      model=pair.drafter, num_draft_tokens=case.num_draft_tokens,
+      with_features=getattr(rule, 'needs_drafter_features', False))
+  return speculative.SpeculativeDecoder(target=pair.target, drafter=drafter, rule=rule, bonus=case.bonus)
 
 
 def test_at_least_seventy_configurations():

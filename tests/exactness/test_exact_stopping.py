@@ -1,5 +1,7 @@
 """The joint law does not depend on when a policy stops drafting, and the counters follow the policy, by enumeration."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +31,9 @@ REQUESTS = [
 POLICIES = {
     'MaxProbability': (stopping.MaxProbability, (0.0, 0.62, 0.75, 1.1), lambda t, law, own: law.max() < t),
     'Entropy': (stopping.Entropy, (0.3, 0.6, 0.9), lambda t, law, own: -np.sum(law * np.log(law)) > t),
-    'Survival': (stopping.Survival, (0.25, 0.5, 0.7), lambda t, law, own: np.prod(own) * law.max() < t)}
+    'Survival': (stopping.Survival, (0.25, 0.5, 0.7), lambda t, law, own: np.prod(own) * law.max() < t),
+    'Learned': (functools.partial(stopping.Learned, probe=toy.linear_probe((0.8, -0.8))), (0.3, 0.45, 0.6),
+                lambda t, law, own: 1 / (1 + np.exp(-0.8 * (np.log(law[0]) - np.log(law[1])))) > t)}
 
 
 def stop_of(stops, threshold, laws):

@@ -59,7 +59,7 @@ def test_a_law_that_is_nan_is_never_a_reason_to_defer(name):
       assert not kind(threshold=threshold)(None, inputs(drafter, target if kind.needs_target else None))
 
 
-@pytest.mark.parametrize('name', routers.__all__)
+@pytest.mark.parametrize('name', ['ChowRouter', 'DiffOracle', 'EntropyRouter', 'KLOracle', 'RandomRouter'])
 def test_routers_are_unbatched_and_their_numbers_traced(name):
   kind = getattr(routers, name)
   random = np.random.RandomState(0)

@@ -9,6 +9,7 @@ from specjax import rules
 from specjax.testing import conformance
 from specjax.testing import oracles
 from specjax.testing import rule_oracles
+from specjax.testing import toy
 
 
 VARIANTS = conformance.rule_variants(rules)
@@ -18,6 +19,11 @@ named = pytest.mark.parametrize('name, options', VARIANTS, ids=[' '.join([n, *o.
 def build(name, options, value=0.4):
   rule = getattr(rules, name)
   return rule(**{knob: value for knob in rule.knobs}, **options)
+
+
+def params_of(rule, vocab_size):
+  """A probe of the drafter's law for rules that read one."""
+  return toy.linear_probe(np.linspace(-1, 1, vocab_size)) if getattr(rule, 'needs_drafter_features', False) else None
 
 
 def test_all_variants_are_found():
@@ -44,7 +50,7 @@ def test_a_large_float32_law_stays_normalised(name, options, value):
     laws = [random.dirichlet(np.full(262144, concentration)) for concentration in (0.01, 1.0)]
     inputs = rule_oracles.rule_inputs(
         *laws, warp=oracles.Warp(temperature=temperature), truncates=rule.truncates, dtype=np.float32)
-    goal = rule(None, inputs)
+    goal = rule(params_of(rule, 262144), inputs)
     probs = np.exp(np.asarray(goal.log_probs, np.float64))
     assert goal.log_probs.dtype == jnp.float32 and np.all(probs >= 0)
     assert abs(probs.sum() - 1) < 2e-5, probs.sum()
@@ -61,7 +67,7 @@ def test_no_token_without_mass_in_either_law_gets_any(name, options, seed, x64):
   target, drafter = target / target.sum(), drafter / drafter.sum()
   for warp in (oracles.Warp(), oracles.Warp(top_k=2), oracles.Warp(temperature=0.0)):
     rule = build(name, options)
-    goal = rule(None, rule_oracles.rule_inputs(target, drafter, warp=warp, truncates=rule.truncates))
+    goal = rule(params_of(rule, 8), rule_oracles.rule_inputs(target, drafter, warp=warp, truncates=rule.truncates))
     probs = np.exp(np.asarray(goal.log_probs))
     assert probs.sum() == pytest.approx(1, abs=1e-12) and not np.isnan(goal.log_probs).any()
     assert probs[2] == 0 and np.all(probs[(target == 0) & (drafter == 0)] == 0)
@@ -81,11 +87,11 @@ def broken_inputs(rule, which, warp):
 def test_a_broken_law_stays_broken(name, options, temperature, value, x64):
   """A goal that reads a NaN law is NaN: that is what stops the row. One that ignores it is untouched."""
   rule, warp = build(name, options, value), oracles.Warp(temperature=temperature)
-  healthy = np.asarray(rule(None, broken_inputs(rule, (), warp)).log_probs)
-  both = np.asarray(rule(None, broken_inputs(rule, ('drafter', 'target'), warp)).log_probs)
+  healthy = np.asarray(rule(params_of(rule, 3), broken_inputs(rule, (), warp)).log_probs)
+  both = np.asarray(rule(params_of(rule, 3), broken_inputs(rule, ('drafter', 'target'), warp)).log_probs)
   assert np.isnan(both).all()
-  drafter = np.asarray(rule(None, broken_inputs(rule, ('drafter',), warp)).log_probs)
+  drafter = np.asarray(rule(params_of(rule, 3), broken_inputs(rule, ('drafter',), warp)).log_probs)
   assert np.isnan(drafter).all() if rule.needs_drafter_law else np.array_equal(drafter, healthy)
   # A broken target stops its row by its logits; the goal is NaN or a whole law, never something between.
-  target = np.asarray(rule(None, broken_inputs(rule, ('target',), warp)).log_probs)
+  target = np.asarray(rule(params_of(rule, 3), broken_inputs(rule, ('target',), warp)).log_probs)
   assert np.isnan(target).all() or np.exp(target).sum() == pytest.approx(1, abs=1e-12)
