@@ -189,7 +189,8 @@ def save_safetensors(
     if not _is_finite(leaf.astype(dtype)):
       raise errors.CheckpointError(
           what=f'leaf {name}', got='NaN or infinity', expected=f'finite weights of {np.dtype(dtype)}')
-  tensors = {name: np.ascontiguousarray(leaf.astype(dtype)) for name, leaf in leaves.items()}
+  # Not ascontiguousarray, which makes a list of a single number.
+  tensors = {name: np.asarray(leaf.astype(dtype), order='C') for name, leaf in leaves.items()}
   durable.replace(path, safetensors.numpy.save(tensors))
   total = sum(leaf.size for leaf in leaves.values())
   description = dict(description, sha256=sha256_file(path), num_parameters=total)

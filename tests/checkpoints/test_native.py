@@ -401,3 +401,11 @@ def test_a_missing_half_names_the_way_to_make_it(model_file, suffix):
   model_file.with_suffix(suffix).unlink()
   with pytest.raises(errors.CheckpointError, match='train_pairs.sh'):
     native.load_description(model_file)
+
+
+def test_a_single_number_stays_one(tmp_path):
+  path = tmp_path / 'model.safetensors'
+  native.save_safetensors(path, {'temperature': np.float32(1.5), 'one': np.ones(1, np.float32)}, {})
+  template = {'temperature': np.zeros((), np.float32), 'one': np.zeros(1, np.float32)}
+  found = native.load_safetensors(path, template)
+  assert found['temperature'].shape == () and found['temperature'] == 1.5 and found['one'].shape == (1,)
