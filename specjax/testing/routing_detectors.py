@@ -4,6 +4,7 @@ They kill the mutants of `specjax.testing.routing_mutants`; like `detectors`, th
 through the library's modules and compile afresh.
 """
 
+import dataclasses
 import functools
 
 from flax import struct
@@ -15,6 +16,7 @@ from specjax import routers
 from specjax.core import types
 from specjax.decode import routed
 from specjax.decode import sequence_cascade
+from specjax.ops import probes
 from specjax.testing import detectors
 from specjax.testing import enumeration
 from specjax.testing import exactness
@@ -185,6 +187,38 @@ def broken_law_stops_its_reader():
       _check(got == expected, f'{asked} asked, {broken} broken: {types.Status(got).name}')
 
 
+PROBE = (0.7, -1.1, 0.4), -0.3  # kernel on the drafter's logits, bias
+
+
+@_with_x64
+def backoff_law():
+  """The joint law of backoff decoding by each divergence and by a probe, and its expected counters."""
+  pair = _pair()
+  pair = dataclasses.replace(pair, params=pair.params | {'router': toy.linear_probe(*PROBE)})
+  for router, deferral in (
+      (routers.KLOracle(threshold=0.3), routing_oracles.divergence(0.3)),
+      (routers.KLOracle(threshold=0.3, direction='drafter_target'), routing_oracles.divergence(0.3, 'drafter_target')),
+      (routers.KLOracle(threshold=0.3, is_flipped=True), routing_oracles.divergence(0.3, is_flipped=True)),
+      (routers.LearnedRouter(threshold=0.45), routing_oracles.probe(0.45, *PROBE))):
+    expected = lambda models, router=router, deferral=deferral: routing_oracles.token_cascade(
+        models, deferral, needs_target=router.needs_target)
+    found = _found(_routed(pair, router=router), pair, expected, rows=4)
+    worst = max(max(one.law, one.mass, one.counters) for one in found)
+    _check(worst <= 1e-11, f'{router}: the joint law or a counter is off by {worst:.2e}')
+
+
+def probe_by_hand():
+  """A probe standardises its features, divides its logit by the temperature and interpolates between its knots."""
+  probe = toy.linear_probe((1.0, -1.0), 0.5) | {
+      'mean': np.array([1.0, 0.0]), 'scale': np.array([2.0, 1.0]), 'temperature': np.array(2.0)}
+  features = jnp.array([3.0, -1.0], jnp.float32)  # standardised (1, -1): log-odds 2.5, at temperature 2 1.25
+  knots = {'x': np.array([1.0, 2.0]), 'y': np.array([0.2, 0.6])}
+  for params, expected in ((probe, 0.7773), (probe | {'knots': knots}, 0.3)):
+    found = float(probes.probability(jax.tree.map(jnp.float32, params), features))
+    _check(abs(found - expected) < 1e-4, f'{found} not {expected}')
+
+
 DETECTORS = {function.__name__: function for function in (
     token_cascade_law, token_cascade_counters, sequence_cascade_law, routers_see_no_target,
-    second_answer_has_its_own_random_numbers, finished_rows_are_inert, broken_law_stops_its_reader)}
+    second_answer_has_its_own_random_numbers, finished_rows_are_inert, broken_law_stops_its_reader,
+    backoff_law, probe_by_hand)}

@@ -8,12 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from specjax import routers
 from specjax.decode import feeding
 from specjax.decode import rounds
 from specjax.decode import routed
 from specjax.decode import sequence_cascade
 from specjax.ops import commit
+from specjax.ops import divergences
 from specjax.ops import keys
+from specjax.ops import probes
 from specjax.ops import warping
 from specjax.testing import mutants
 
@@ -140,3 +143,23 @@ def _():
     return after.replace(length=jnp.where(again, after.length + 1, after.length))
 
   return [(_SEQUENCE, '_judge', judge)]
+
+
+# D. Backoff decoding.
+_KL = routers.KLOracle
+_plant('R16', 'backoff_law', 'the divergence is taken the other way round')(
+    _wrapped(divergences, 'kl_divergence', lambda original, first, second: original(second, first)))
+_plant('R17', 'backoff_law', 'the divergence is that of the sampling laws')(
+    _wrapped(_KL, '__call__', lambda original, self, params, inputs: original(self, params, inputs.replace(
+        drafter_plain_log_probs=inputs.drafter_log_probs, target_plain_log_probs=inputs.target_log_probs))))
+_plant('R18', 'backoff_law', 'the flipped oracle is not flipped')(
+    _wrapped(_KL, '__call__', lambda original, self, params, inputs: original(
+        self.replace(is_flipped=False), params, inputs)))
+_plant('R19', 'backoff_law', 'the learned router keeps what it should defer')(
+    _wrapped(routers.LearnedRouter, '__call__', lambda original, self, params, inputs: ~original(self, params, inputs)))
+_plant('R20', 'probe_by_hand', 'features are not standardised')(
+    _wrapped(probes, 'logit', lambda original, params, features: original(params | {
+        'mean': jnp.zeros_like(params['mean']), 'scale': jnp.ones_like(params['scale'])}, features)))
+_plant('R21', 'probe_by_hand', 'knots are looked up at the uncalibrated logit')(
+    _wrapped(probes, 'probability', lambda original, params, features: original(
+        params | {'temperature': jnp.ones_like(params['temperature'])} if params['knots']['x'].size else params, features)))

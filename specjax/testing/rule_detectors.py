@@ -83,22 +83,24 @@ def greedy_tables():
       _check_goal(rule, GREEDY, np.eye(4)[draft if stays else 1], drafter=drafter)
 
 
-def _check_law(rule, goal):
+def _check_law(rule, goal, rule_params=None, num_draft_tokens=1):
   """The joint law of one rule, with truncated and tempered requests, through the jitted loop."""
   with jax.enable_x64(True):
     pair = toy.toy_pair(vocab_size=3, seed=2, scale=0.6)
+    params = pair.params | {'rule': rule_params}
     requests = [
         exactness.Request(prompt=(1,), max_new_tokens=3, warp=oracles.Warp(top_p=0.8)),
         exactness.Request(prompt=(0, 2), max_new_tokens=3, warp=oracles.Warp(temperature=0.6, top_k=2), eos_ids=(1,)),
         exactness.Request(prompt=(2, 2), max_new_tokens=2, warp=oracles.Warp(temperature=1.7, top_p=0.7)),
         exactness.Request(prompt=(2,), max_new_tokens=3, warp=oracles.Warp(top_p=0.55)),
         exactness.Request(prompt=(0,), max_new_tokens=3, warp=oracles.Warp(temperature=0.5))]
-    decoder = speculative.SpeculativeDecoder(
-        target=pair.target, drafter=drafters.ModelDrafter(model=pair.drafter, num_draft_tokens=1), rule=rule)
+    drafter = drafters.ModelDrafter(
+        model=pair.drafter, num_draft_tokens=num_draft_tokens, with_features=getattr(rule, 'needs_drafter_features', False))
+    decoder = speculative.SpeculativeDecoder(target=pair.target, drafter=drafter, rule=rule)
     joint = enumeration.Enumerator().joint(
-        decoder, pair.params, exactness.arrays(requests, vocab_size=3), capacity=exactness.capacity(decoder, requests))
+        decoder, params, exactness.arrays(requests, vocab_size=3), capacity=exactness.capacity(decoder, requests))
     oracle = exactness.Oracle.of(requests, target=pair.target, drafter=pair.drafter, params=pair.params)
-    found = exactness.compare(joint, oracle, num_draft_tokens=1, goal=goal)
+    found = exactness.compare(joint, oracle, num_draft_tokens=num_draft_tokens, goal=goal)
   worst = max(max(one.law, one.mass) for one in found)
   _check(worst <= 1e-12, f'the joint law of {rule} is off by {worst:.2e} in total variation')
 
@@ -111,6 +113,14 @@ def lossy_law():
 def opt_law():
   """The joint law of OPT: its distance is over tempered and truncated laws."""
   _check_law(rules.Opt(threshold=0.3), rule_oracles.opt_goal(0.3))
+
+
+def learned_law():
+  """The joint law of a learned deferral: every row of the block has the features of its own position, the bonus row too."""
+  probe = (0.7, -1.1, 0.4), -0.3
+  _check_law(
+      rules.LearnedDeferral(threshold=0.4), rule_oracles.learned_goal(0.4, probe=probe), toy.linear_probe(*probe),
+      num_draft_tokens=2)
 
 
 def broken_drafter_is_no_token():
@@ -144,4 +154,4 @@ def bad_rules():
 
 
 ALL = (
-    position_tables, token_tables, lossy_tables, greedy_tables, lossy_law, opt_law, broken_drafter_is_no_token, bad_rules)
+    position_tables, token_tables, lossy_tables, greedy_tables, lossy_law, opt_law, learned_law, broken_drafter_is_no_token, bad_rules)

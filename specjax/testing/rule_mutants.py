@@ -8,6 +8,7 @@ from specjax import rules
 from specjax.core import checks
 from specjax.core import types
 from specjax.decode import methods
+from specjax.drafters import model as model_drafter
 from specjax.rules import lossy
 from specjax.rules import position
 from specjax.rules import token_specific
@@ -140,3 +141,20 @@ _plant('G22', 'bad_rules', 'greedy rules are let through at every temperature')(
     lambda: [(methods, 'check_sampling', lambda rule, sampling: None)])
 _plant('G23', 'bad_rules', 'every finite lenience is let through')(
     lambda: [(checks, 'knob', lambda name, value, *, where=None: checks.real(name, value, where=where))])
+_plant('G24', 'learned_law', 'the learned rule keeps what it should defer')(
+    _called(rules.LearnedDeferral, inputs=lambda inputs: inputs.replace(
+        drafter_log_probs=inputs.target_log_probs, target_log_probs=inputs.drafter_log_probs)))
+_plant('G25', 'learned_law', 'the bonus row has no features')(
+    lambda: [(model_drafter._Draft, 'with_bonus', lambda self, logits, features, index, original=(
+        model_drafter._Draft.with_bonus): original(self, logits, jnp.zeros_like(features), index))])
+
+
+@_plant('G26', 'learned_law', 'features lag by one position')
+def _():
+  original = model_drafter._Draft.extended
+
+  def extended(self, i, logits, features, uniforms, sampling, live):
+    lagging = jnp.where(jnp.equal(i, 0), features, self.features[:, jnp.maximum(i - 1, 0)])
+    return original(self, i, logits, lagging, uniforms, sampling, live)
+
+  return [(model_drafter._Draft, 'extended', extended)]
