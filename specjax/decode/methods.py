@@ -12,7 +12,9 @@ from specjax.decode import speculative as speculative_decoding
 from specjax.drafters import heads as head_drafter
 from specjax.drafters import model as model_drafter
 from specjax.drafters import model_tree as tree_drafter
+from specjax.drafters import ngram as ngram_drafter
 from specjax.drafters import prompt_lookup as lookup_drafter
+from specjax.ops import ngrams
 from specjax.ops import trees
 from specjax.rules import lossless
 
@@ -137,7 +139,8 @@ def speculative_tree(*, shape, children='distinct', verifier='recursive', **opti
       verifier=_TREE_VERIFIERS[verifier], **options)
 
 
-def draft_heads(*, heads, num_draft_tokens=None, shape=None, draws='sampled', max_draft_tokens=None, verifier=None, **options):
+def draft_heads(
+    *, heads, num_draft_tokens=None, shape=None, draws=None, max_draft_tokens=None, refinement=None, verifier=None, **options):
   """A method: blockwise parallel decoding, or Medusa where a tree is given; heads on the target draft for it.
 
   The pair's `params['heads']` are the heads' parameters; its drafter is not used.
@@ -146,25 +149,34 @@ def draft_heads(*, heads, num_draft_tokens=None, shape=None, draws='sampled', ma
     heads: a `specjax.models.heads.DraftHeads`.
     num_draft_tokens: K of a chain, at most the number of heads; None without a chain.
     shape: of a tree (`specjax.TreeShape`, or children per level) of at most as many levels as heads; None for a chain.
-    draws: 'sampled' from each head's law or 'greedy'; trees hold the most probable tokens.
-    max_draft_tokens: traced cap in 0..K on a chain's length.
+    draws: 'sampled' from each head's law, the default of a plain chain, or 'greedy'; trees hold the most probable tokens, and
+      a refinement wants 'greedy'.
+    max_draft_tokens: traced cap in 0..K on how many tokens follow each other.
+    refinement: `LocalRescoring` or `LatticeRescoring` of `specjax.drafters`, or None. Its model's parameters are the pair's
+      `params['rescorer']` or `params['ngrams']`. Local rescoring takes a chain or a tree; the best paths of a lattice are a
+      tree where it asks for more than one, and num_draft_tokens is their length.
     verifier: of a chain 'token' (default) or 'block', of a tree 'recursive' (default) or 'traversal'.
     **options: `rule` (one that does not read the drafter's law), `bonus`, `recorder`, `with_log_probs`, as in `speculative`.
   """
+  draws = 'sampled' if draws is None and refinement is None else 'greedy' if draws is None else draws
   checks.choice('draws', draws, ('sampled', 'greedy'))
   if (shape is None) == (num_draft_tokens is None):
     raise errors.ParamError(
         what='num_draft_tokens and shape', got=(num_draft_tokens, shape), expected='one of them: a chain or a tree')
-  if shape is None:
-    check_drafts(num_draft_tokens, max_draft_tokens, low=1)
-    deepest, verifiers = num_draft_tokens, _VERIFIERS
-  else:
+  if shape is not None:
     shape = shape if isinstance(shape, trees.TreeShape) else trees.TreeShape.from_branching(shape)
-    deepest, verifiers = shape.max_depth, {name: _TREE_VERIFIERS[name] for name in ('recursive', 'traversal')}
+  deepest = num_draft_tokens if shape is None else shape.max_depth
+  check_drafts(deepest, max_draft_tokens, low=1)
+  num_nodes = deepest if shape is None else shape.num_nodes
+  if refinement is not None:
+    num_nodes = _check_refinement(refinement, draws, shape, deepest)
+  verifiers = _VERIFIERS
+  if num_nodes != num_draft_tokens:
+    verifiers = {name: _TREE_VERIFIERS[name] for name in ('recursive', 'traversal')}
     _refuse_recorder(options)
+  verify = verifiers[checks.choice('verifier', next(iter(verifiers)) if verifier is None else verifier, tuple(verifiers))]
   if deepest > heads.num_heads:
     raise errors.ParamError(what='tokens in a row to draft', got=deepest, expected=f'at most the {heads.num_heads} heads')
-  verifier = next(iter(verifiers)) if verifier is None else checks.choice('verifier', verifier, tuple(verifiers))
   _refuse_drafter_law(options.get('rule'), 'draft_heads')
 
   def drafter_of(pair):
@@ -175,11 +187,71 @@ def draft_heads(*, heads, num_draft_tokens=None, shape=None, draws='sampled', ma
           what='width of the heads', got=heads.config.embed_dim, expected=f"the target's {pair.target.embed_dim}",
           fix='these heads were trained on another target')
     return head_drafter.HeadDrafter(
-        heads=heads, model=pair.target, num_draft_tokens=num_draft_tokens if shape is None else shape.num_nodes,
-        shape=shape, draws=draws, max_draft_tokens=max_draft_tokens)
+        heads=heads, model=pair.target, num_draft_tokens=num_nodes, shape=shape, draws=draws,
+        max_draft_tokens=max_draft_tokens, refinement=_refinement_of(pair, refinement, deepest, num_nodes + 1),
+        num_levels=deepest if shape is None and num_nodes > deepest else None)
 
-  method = drafting(drafter_of, verifier=verifiers[verifier], **options)
+  method = drafting(drafter_of, verifier=verify, **options)
   return lambda pair: method(dataclasses.replace(pair, target=_with_hidden(pair.target)))
+
+
+def _check_refinement(refinement, draws, shape, num_levels):
+  """The nodes that a refined draft of so many levels has, after the checks that need no pair."""
+  _check_part('refinement', refinement, 'refine', 'such as specjax.drafters.LocalRescoring(model=..., top_k=16, weight=1.0)')
+  if draws == 'sampled':
+    raise errors.ParamError(
+        what='draws with a refinement', got=draws, expected="'greedy'", fix='a rescored token is not drawn from a law of its own')
+  if shape is None:
+    return refinement.num_nodes(num_levels)
+  if not hasattr(refinement, 'refine_tree'):
+    raise errors.ParamError(
+        what='shape with the refinement', got=type(refinement).__name__, expected='LocalRescoring',
+        fix='the best paths of a lattice make a tree of their own: give num_draft_tokens')
+  return shape.num_nodes
+
+
+def _refinement_of(pair, refinement, num_levels, width):
+  """The refinement, checked against the pair, with a float for its weight and room for blocks of `width` in its model."""
+  if refinement is None:
+    return None
+  refinement.check(pair.params, vocab_size=pair.target.vocab_size, num_heads=num_levels)
+  changes = {} if refinement.weight is None else {'weight': checks.real('weight', refinement.weight)}
+  if hasattr(refinement, 'model'):
+    changes['model'] = widened(refinement.model, width)
+  return refinement.replace(**changes)
+
+
+def ngram(
+    *, num_draft_tokens, order=3, source='trained', draws='sampled', max_draft_tokens=None, concentration=1.0, **options):
+  """A method: drafts of an n-gram model, without a drafter; see `specjax.drafters.NgramDrafter`.
+
+  Args:
+    num_draft_tokens: K in [1, 256].
+    order: n in 1..8, tokens of the longest n-gram; of a trained model its own.
+    source: 'trained', the model in the pair's `params['ngrams']`, or 'text', counted in the row's own text while it grows.
+    draws: 'sampled' from the model's law or 'greedy'.
+    max_draft_tokens: traced cap in 0..K on the proposal's length.
+    concentration: of 'text', how many counts the shorter n-grams weigh, above 0.
+    **options: `rule`, `bonus`, `verifier`, `recorder`, `with_log_probs`, as in `speculative`; a rule that reads the drafter's
+      law wants draws 'sampled'.
+  """
+  check_drafts(num_draft_tokens, max_draft_tokens, low=1)
+  checks.integer('order', order, low=1, high=ngrams.MAX_ORDER, over=errors.ParamError)
+  checks.choice('source', source, ('trained', 'text'))
+  checks.choice('draws', draws, ('sampled', 'greedy'))
+  concentration = checks.real('concentration', concentration, low=0, low_open=True)
+  if draws == 'greedy':
+    _refuse_drafter_law(options.get('rule'), "ngram with draws='greedy'")
+
+  def drafter_of(pair):
+    common = dict(vocab_size=pair.target.vocab_size, num_draft_tokens=num_draft_tokens, draws=draws,
+                  max_draft_tokens=max_draft_tokens)
+    if source == 'text':
+      return ngram_drafter.NgramDrafter(text_order=order, concentration=concentration, **common)
+    ngrams.check(pair.params, order=order, vocab_size=pair.target.vocab_size, where='ngram')
+    return ngram_drafter.NgramDrafter(**common)
+
+  return drafting(drafter_of, **options)
 
 
 def _with_hidden(model):

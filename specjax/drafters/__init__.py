@@ -3,9 +3,12 @@
 from specjax.drafters.heads import HeadDrafter
 from specjax.drafters.model import ModelDrafter
 from specjax.drafters.model_tree import ModelTreeDrafter
+from specjax.drafters.ngram import NgramDrafter
 from specjax.drafters.none import NoDrafter
 from specjax.drafters.prompt_lookup import PromptLookup
+from specjax.drafters.refinement import LatticeRescoring, LocalRescoring
 from specjax.drafters.stopping import Entropy, MaxProbability, Survival
 
 __all__ = [
-    'Entropy', 'HeadDrafter', 'MaxProbability', 'ModelDrafter', 'ModelTreeDrafter', 'NoDrafter', 'PromptLookup', 'Survival']
+    'Entropy', 'HeadDrafter', 'LatticeRescoring', 'LocalRescoring', 'MaxProbability', 'ModelDrafter',
+    'ModelTreeDrafter', 'NgramDrafter', 'NoDrafter', 'PromptLookup', 'Survival']
