@@ -19,6 +19,7 @@ from specjax.tasks import vocabulary
 _MAX_FILE_BYTES = 1 << 28
 _MAX_CONFIG_BYTES = 1 << 24
 _T5_EXTRA_IDS = 100
+_NAMES = ('tokenizer.json', 'tokenizer.model', 'spiece.model')
 _SENTINEL = re.compile(r'(<extra_id_\d{1,3}>)')
 # Names in use, most specific first; a tokenizer_config.json overrides them.
 _ROLE_NAMES = {
@@ -163,6 +164,18 @@ def load(path: str | os.PathLike, *, extra_ids: int | None = None) -> Tokenizer:
   return from_sentencepiece(content, extra_ids=extra_ids, where=str(path))
 
 
+def files(path: str | os.PathLike) -> dict[str, pathlib.Path]:
+  """What `load` reads at `path`, by the names under which it finds them beside a checkpoint.
+
+  Raises:
+    VocabError: no such file.
+  """
+  path = _tokenizer_file(pathlib.Path(path))
+  name = path.name if path.name in _NAMES else f'tokenizer{path.suffix}'
+  config = path.parent / 'tokenizer_config.json'
+  return {name: path} | ({config.name: config} if config.is_file() else {})
+
+
 def chat_template(folder: str | os.PathLike) -> str | None:
   """The source of the template program that comes with a tokenizer, to be looked at and never run; None without one."""
   folder = pathlib.Path(folder)
@@ -202,7 +215,7 @@ def _symbol(piece):
 
 def _tokenizer_file(path):
   if path.is_dir():
-    for name in ('tokenizer.json', 'tokenizer.model', 'spiece.model'):
+    for name in _NAMES:
       if (path / name).is_file():
         return path / name
   if path.is_file() and path.suffix in ('.json', '.model'):

@@ -16,6 +16,8 @@ from collections.abc import Sequence
 
 import sentencepiece
 
+from specjax.core import errors
+
 PAD_ID, EOS_ID, BOS_ID, UNK_ID = 0, 1, 2, 3
 SEPARATOR = ' =>'  # between a question and its answer in one sequence; always one token
 
@@ -96,25 +98,35 @@ def load_builtin_tokenizer() -> Tokenizer:
   return Tokenizer.from_bytes(importlib.resources.files('specjax.tasks').joinpath('data/synthetic.model').read_bytes())
 
 
-def train_model(texts: Sequence[str], *, vocab_size: int) -> bytes:
+def train_model(texts: Sequence[str], *, vocab_size: int, symbols: Sequence[str] = ()) -> bytes:
   """A serialised SentencePiece model; the same texts in the same order give the same bytes.
 
   Args:
     texts: what the pieces are counted on.
-    vocab_size: special tokens, the separator and 256 bytes included.
+    vocab_size: special tokens, the separator, `symbols` and 256 bytes included.
+    symbols: further texts that are always a token of their own.
+
+  Raises:
+    VocabError: there are not so many pieces in the texts, or too few for their characters.
   """
   # Pieces are sought among substrings of two different space-separated words: a word always written alone would never
   # become one. The added lines write every word twice; their counts are negligible.
   words = sorted({word for text in texts for word in _WORD.findall(text)})
   texts = [*texts, *[f'{word} {word}.' for word in words]]
   model = io.BytesIO()
-  sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=iter(texts), model_writer=model, model_type='unigram', vocab_size=vocab_size,
-      byte_fallback=True, split_digits=True, add_dummy_prefix=True, remove_extra_whitespaces=False,
-      normalization_rule_name='identity', character_coverage=1.0, user_defined_symbols=[SEPARATOR.replace(' ', '▁')],
-      pad_id=PAD_ID, eos_id=EOS_ID, bos_id=BOS_ID, unk_id=UNK_ID, num_threads=1, shuffle_input_sentence=False,
-      input_sentence_size=0, hard_vocab_limit=True,
-      max_sentencepiece_length=_MAX_PIECE_LENGTH, minloglevel=1)
+  try:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=model, model_type='unigram', vocab_size=vocab_size,
+        byte_fallback=True, split_digits=True, add_dummy_prefix=True, remove_extra_whitespaces=False,
+        normalization_rule_name='identity', character_coverage=1.0,
+        user_defined_symbols=[SEPARATOR.replace(' ', '▁'), *symbols],
+        pad_id=PAD_ID, eos_id=EOS_ID, bos_id=BOS_ID, unk_id=UNK_ID, num_threads=1, shuffle_input_sentence=False,
+        input_sentence_size=0, hard_vocab_limit=True,
+        max_sentencepiece_length=_MAX_PIECE_LENGTH, minloglevel=1)
+  except RuntimeError as error:  # "Vocabulary size too high (4096). Please set it to a value <= 812."
+    raise errors.VocabError(
+        what='vocab_size', where='SentencePiece', got=vocab_size, expected=' '.join(str(error).split())[-200:].rstrip('.'),
+        fix='choose another size, or train on more text') from error
   return model.getvalue()
 
 

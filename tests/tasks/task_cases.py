@@ -53,6 +53,8 @@ RAW = {
     'cnn_dailymail': [{'article': f'{n} storms hit the coast on Monday.', 'id': n, 'publisher': 'x',
                        'highlights': f'{n} storms hit coast .\nNobody was hurt .'} for n in ('Two', 'Six', 'Ten')],
     'samsum': [{'dialogue': f'{n}: hi\nBo: hi', 'id': n, 'summary': f'{n} and Bo say hi.'} for n in ('Ann', 'Eve', 'Joe')],
+    'scitldr': [{'source': [f'{n} layers are enough.', 'We prove it.'], 'paper_id': n, 'title': 'On layers',
+                 'target': [f'{n} layers suffice.', 'A proof.']} for n in ('Two', 'Six', 'Ten')],
     'gsm8k': [{'question': f'What is {n} + {n}?', 'answer': f'It is <<{n}+{n}={2 * n}>>{2 * n}.\n#### {2 * n}'} for n in (2, 30, 500)],
     'commonsense_qa': [_choice(1, 'A'), _choice(2, 'C'), _choice(3, 'E')],
     'lambada': [{'passage': f'he opened the door and saw the {word}'} for word in ('garden', 'river', 'king.')],

@@ -14,6 +14,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 SIZES = {
     ('wmt14_en_de', 'validation'): 50, ('flores_en_de', 'validation'): 997, ('flores_en_ro', 'validation'): 997,
     ('tatoeba_en_fr', 'test'): 3411, ('xsum', 'test'): 200, ('cnn_dailymail', 'test'): 200, ('gsm8k', 'test'): 660,
+    ('scitldr', 'train'): 1992, ('scitldr', 'validation'): 619,
     ('commonsense_qa', 'test'): 1221, ('mbpp', 'test'): 500, ('mbpp', 'validation'): 90, ('mbpp_sanitized', 'test'): 427,
     ('adversarial_qa', 'test'): 400, ('natural_questions', 'test'): 3610, ('web_questions', 'test'): 2032,
     ('trivia_qa', 'test'): 1000, ('spec_bench', 'test'): 480, ('mt_bench', 'test'): 80, ('grimm', 'test'): 516}
