@@ -32,6 +32,8 @@ _KNOB_RANGES = {
         low=0, high=1 - 2**-24,
         fix="0 is lossless, at 1 nothing would be verified; Leviathan's factor l is 1 - lenience"),
     'rate': dict(low=0, high=1),
+    'epsilon': dict(low=0, high=1 - 2**-24, fix='at 1 nothing is accepted, at temperature 0 either'),
+    'delta': dict(low=0, low_open=True),
     'target_weight': dict(low=0, high=1)}
 
 
@@ -125,6 +127,11 @@ class SamplingParams:
     object.__setattr__(self, 'min_p', min_p)
     _check_logit_bias(self.logit_bias)
     object.__setattr__(self, 'allowed_tokens', _checked_allowed_tokens(self.allowed_tokens))
+
+  @property
+  def truncates(self):
+    """Whether top-k, top-p or min-p may change the law."""
+    return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
   @classmethod
   def from_dict(cls, values):

@@ -121,12 +121,14 @@ class Sampling:
     min_p: float[B] in [0, 1]; 0 keeps every token.
     logit_bias: float[B, V] added to the raw logits of both models, or None.
     allowed_tokens: bool[B, V], the others get no mass in either model, or None.
+
+  top_k, top_p and min_p may all be None: then no request truncates, which makes a smaller program.
   """
 
   temperature: jax.Array
-  top_k: jax.Array
-  top_p: jax.Array
-  min_p: jax.Array
+  top_k: jax.Array | None = None
+  top_p: jax.Array | None = None
+  min_p: jax.Array | None = None
   logit_bias: jax.Array | None = None
   allowed_tokens: jax.Array | None = None
 

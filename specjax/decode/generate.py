@@ -244,7 +244,7 @@ def plan(
 
 def build_requests(
     ids, *, family, width, batch_size, sampling, max_new_tokens, eos_ids, seed, example_id, sample_index, vocab_size,
-    start_token=0, stop_sequences=(), dtype=np.float32,
+    start_token=0, stop_sequences=(), dtype=np.float32, may_truncate=True,
 ):
   """`Requests` of one batch of token-id prompts, padded to `batch_size` rows (inert) and `width` tokens.
 
@@ -259,6 +259,8 @@ def build_requests(
     start_token: decoder start token of an encoder-decoder.
     stop_sequences: tuple of tuples of token ids, shared by the rows.
     dtype: of the sampling parameters: that of the laws they shape.
+    may_truncate: False makes the smaller program of batches without top-k, top-p and min-p; another one compiles when they
+      come. An error where a request has one.
   """
   for row, tokens in enumerate(ids):
     if len(tokens) > width:
@@ -279,7 +281,7 @@ def build_requests(
   row = lambda values, kind, fill=0: np.array(list(values) + [fill] * pad, kind)
   return types.Requests(
       prompt=prompt,
-      sampling=_sampling_arrays(sampling, pad, vocab_size, dtype),
+      sampling=_sampling_arrays(sampling, pad, vocab_size, dtype, may_truncate),
       max_new_tokens=row(max_new_tokens, np.int32),
       eos_ids=np.tile(np.array(eos_ids or (-1,), np.int32), (batch_size, 1)),
       seed=row(seed, np.uint32),
@@ -304,7 +306,7 @@ def decode_text(tokenizer, tokens, eos_ids):
   return tokenizer.decode([int(t) for t in tokens if int(t) not in eos_ids])
 
 
-def _sampling_arrays(sampling, pad, vocab_size, dtype):
+def _sampling_arrays(sampling, pad, vocab_size, dtype, may_truncate):
   column = lambda name, kind, fill: np.array([getattr(s, name) for s in sampling] + [fill] * pad, kind)
   bias = allowed = None
   if any(s.logit_bias for s in sampling):
@@ -320,9 +322,15 @@ def _sampling_arrays(sampling, pad, vocab_size, dtype):
         checks.token_ids(list(params.allowed_tokens), vocab_size, what='allowed token id')
         allowed[row] = False
         allowed[row, list(params.allowed_tokens)] = True
+  filters = {}
+  if may_truncate:
+    filters = dict(top_k=column('top_k', np.int32, 0), top_p=column('top_p', dtype, 1), min_p=column('min_p', dtype, 0))
+  elif any(params.truncates for params in sampling):
+    raise errors.ParamError(
+        what='top_k, top_p or min_p of a request', got=next(params for params in sampling if params.truncates),
+        expected='none with may_truncate=False')
   return types.Sampling(
-      temperature=column('temperature', dtype, 0), top_k=column('top_k', np.int32, 0), top_p=column('top_p', dtype, 1),
-      min_p=column('min_p', dtype, 0), logit_bias=bias, allowed_tokens=allowed)
+      temperature=column('temperature', dtype, 0), logit_bias=bias, allowed_tokens=allowed, **filters)
 
 
 def _concatenate(arrays, count):

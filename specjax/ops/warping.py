@@ -67,6 +67,8 @@ def tempered_log_probs(logits, temperature):
 
 def truncates(sampling, vocab_size):
   """bool[B], the rows whose law top-k, top-p or min-p changes. Greedy rows never truncate."""
+  if sampling.top_k is None:
+    return jnp.zeros(sampling.temperature.shape, bool)
   top_k = (sampling.top_k > 0) & (sampling.top_k < vocab_size)
   return (top_k | (sampling.top_p < 1) | (sampling.min_p > 0)) & (sampling.temperature > 0)
 
@@ -79,6 +81,8 @@ def truncate(log_probs, sampling, *, live):
     sampling: per-row parameters.
     live: bool[B]; the work is skipped when no live row truncates.
   """
+  if sampling.top_k is None:
+    return log_probs
   rows = truncates(sampling, log_probs.shape[-1]) & live
 
   def filtered(log_probs):

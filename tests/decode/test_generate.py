@@ -196,3 +196,13 @@ def test_buckets_are_few_and_hold_their_size():
   sizes = {generate.bucket(n) for n in range(1, 2049)}
   assert all(generate.bucket(n) >= n for n in range(1, 2049))
   assert len(sizes) <= 13
+
+
+def test_requests_that_truncate_are_refused_in_the_program_without_filters():
+  build = lambda **sampling: generate.build_requests(
+      [[1]], family='decoder-only', width=4, batch_size=2, sampling=[specjax.SamplingParams(temperature=1.0, **sampling)],
+      max_new_tokens=[3], eos_ids=(), seed=[0], example_id=[0], sample_index=[0], vocab_size=5, may_truncate=False)
+  assert build().sampling.top_k is None and build().sampling.temperature.shape == (2,)
+  for sampling in (dict(top_k=2), dict(top_p=0.9), dict(min_p=0.1)):
+    with pytest.raises(errors.ParamError, match='may_truncate'):
+      build(**sampling)

@@ -94,6 +94,19 @@ def test_no_ops_change_no_bit():
   assert np.array_equal(plain[0], both[0])
 
 
+def test_without_filters_the_smaller_program_gives_the_same_bits():
+  logits = jnp.asarray(np.random.RandomState(1).randn(3, 4, 50), jnp.float32)
+  temperature = jnp.array([0.0, 0.7, 1.0], jnp.float32)
+  neutral = types.Sampling(
+      temperature=temperature, top_k=jnp.zeros(3, jnp.int32), top_p=jnp.ones(3), min_p=jnp.zeros(3))
+  none, live = types.Sampling(temperature=temperature), jnp.ones(3, bool)
+  assert not warping.truncates(none, 50).any()
+  law = jax.jit(warping.sampling_log_probs)
+  np.testing.assert_array_equal(law(logits, none, live=live), law(logits, neutral, live=live))
+  sizes = [law.lower(logits, sampling, live=live).as_text().count('\n') for sampling in (none, neutral)]
+  assert 2 * sizes[0] < sizes[1]
+
+
 def test_bias_and_mask_come_before_the_temperature():
   logits = np.array([[1.0, 2.0, 0.5]])
   warp = oracles.Warp(temperature=0.5, logit_bias=(0.5, -1.0, 0.0), allowed_tokens=(True, True, False))
