@@ -22,7 +22,6 @@ from specjax.ops import commit
 from specjax.ops import lattice
 from specjax.ops import ngrams
 from specjax.ops import trees
-from specjax.ops import warping
 
 MAX_STATES = 1 << 16
 
@@ -40,9 +39,9 @@ class LocalRescoring:
 
       y_j = argmax over the k best v of head j of  z_j(v) + weight log softmax s(v | text, y_1 .. y_{j-1})
 
-  s reads the text with its pending token and the drafts as they were rescored. Its cache keeps committed tokens: the first
-  pass of a round feeds what the last one committed, at most K + 1 tokens, and K - 1 passes one draft each, which are
-  forgotten again.
+  The normaliser of s is the same for all v and is left out. s reads the text with its pending token and the drafts as they
+  were rescored. Its cache keeps committed tokens: the first pass of a round feeds what the last one committed, at most K + 1
+  tokens, and K - 1 passes one draft each, which are forgotten again.
 
   Attributes:
     model: the rescorer, a `LanguageModel` of the target's vocabulary, static; `params['rescorer']` are its parameters. Behind
@@ -152,8 +151,9 @@ class LocalRescoring:
 
   def _scores(self, logits, values, candidates):
     """float[B, k] of one head's candidates, from the rescorer's `logits` [B, V]."""
-    log_probs = warping.plain_log_probs(logits.astype(warping.probability_dtype(logits.dtype)))
-    own = jnp.take_along_axis(log_probs, candidates, axis=1).astype(values.dtype)
+    own = jnp.take_along_axis(logits, candidates, axis=1).astype(values.dtype)
+    # Not a law: its normaliser is the same for all, and costs an exponential of every token of the vocabulary.
+    own = jnp.where(own == -jnp.inf, -jnp.inf, own - jnp.max(own, axis=1, keepdims=True))
     return values + weighted(self.weight, own)
 
 

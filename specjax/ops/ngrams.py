@@ -152,7 +152,10 @@ def _score_up_to(highest, model, entries, token):
 
 def backoff(model, order, entry):
   """float[...], the back-off weight of `entry` int32[...] of order `order` (static), 0 where it was never seen."""
-  return jnp.where(entry >= 0, jnp.asarray(model.backoffs[order - 1])[jnp.maximum(entry, 0)], 0)
+  weights = jnp.asarray(model.backoffs[order - 1])
+  if weights.shape[0] == 0:
+    return jnp.zeros(entry.shape, weights.dtype)
+  return jnp.where(entry >= 0, weights[jnp.maximum(entry, 0)], 0)
 
 
 def law(model, entries):

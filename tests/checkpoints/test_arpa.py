@@ -117,6 +117,29 @@ def test_malformed_lines_are_named(tmp_path, old, new, line, named):
   assert caught.value.where == f'{path}:{line}'
 
 
+def test_damaged_files_are_read_or_refused_by_name(tmp_path):
+  random = np.random.RandomState(0)
+  raw, refused = bytearray(TEXT.encode()), 0
+  for _ in range(150):
+    damaged = bytearray(raw)
+    for _ in range(random.randint(1, 4)):
+      at, kind = random.randint(len(damaged)), random.randint(3)
+      if kind == 0:
+        damaged[at] = random.randint(256)
+      elif kind == 1:
+        del damaged[at:at + random.randint(1, 20)]
+      else:
+        damaged[at:at] = damaged[random.randint(len(damaged)):][:random.randint(1, 20)]
+    (tmp_path / 'model.arpa').write_bytes(damaged)
+    try:
+      model = arpa.read(tmp_path / 'model.arpa', vocab_size=5, pieces=PIECES)
+      assert not any(np.any(np.isnan(values)) for values in (*model.log_probs, *model.backoffs))
+    except errors.DataError as error:
+      assert error.where
+      refused += 1
+  assert refused > 75
+
+
 def test_bytes_that_are_no_text_are_refused(tmp_path):
   (tmp_path / 'model.arpa').write_bytes(b'\\data\\\nngram 1=1\n\xff\xfe')
   with pytest.raises(errors.DataError, match='UTF-8'):

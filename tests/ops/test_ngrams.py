@@ -42,7 +42,7 @@ def histories(order):
 @pytest.mark.parametrize('order, density', [(1, 1.0), (2, 0.5), (3, 0.5), (4, 0.3), (4, 0.02)])
 def test_scores_and_laws_equal_the_oracle(order, density):
   model, oracle = random_model(order, order, density=density)
-  recent = np.array(histories(order), np.int32).reshape(-1, order - 1)
+  recent = np.array(histories(order), np.int32).reshape(len(histories(order)), order - 1)
   expected = np.array([
       [oracle.log_prob([token for token in row if token >= 0], token) for token in range(VOCAB)] for row in recent.tolist()])
 
@@ -71,7 +71,7 @@ def test_a_scored_token_becomes_part_of_the_history():
 def test_arcs_of_a_lattice_equal_the_oracle(order, num_positions, recent):
   model, oracle = random_model(order, 10 + order)
   num_candidates = 3
-  candidates = np.random.RandomState(order).permuted(
+  candidates = np.random.default_rng(order).permuted(
       np.tile(np.arange(VOCAB), (2, num_positions, 1)), axis=2)[..., :num_candidates].astype(np.int32)
   texts = [list(recent), [(token + 1) % VOCAB for token in recent]]
   arcs = jax.jit(ngrams.lattice_log_probs)(model, candidates, np.array(texts, np.int32).reshape(2, order - 1))
