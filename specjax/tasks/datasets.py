@@ -120,7 +120,7 @@ class Source(NamedTuple):
   """Where a split is read.
 
   Attributes:
-    paths, columns: of local files, empty for TFDS.
+    paths, columns, kind: of local files, empty for TFDS.
     tfds_split: its name in TFDS, None for local files.
     part: 'validation' or 'train' where one file is cut into both, None where the source is the split.
     name: for people.
@@ -131,6 +131,7 @@ class Source(NamedTuple):
   tfds_split: str | None
   part: str | None
   name: str
+  kind: str | None = None
 
 
 def find(record: TaskRecord, split: str, *, data_dir: str | os.PathLike | None) -> Source:
@@ -163,7 +164,7 @@ def _find(record, split, folder):
   for files in _layouts(record, split):
     paths = tuple(folder / path for path in files.paths)
     if all(path.is_file() for path in paths):
-      return Source(paths, files.columns, None, None, ', '.join(files.paths))
+      return Source(paths, files.columns, None, None, ', '.join(files.paths), files.kind)
   if record.tfds_name and split in record.tfds_splits and _is_prepared(folder / record.tfds_name):
     return Source((), (), record.tfds_splits[split], None, f'tfds:{record.tfds_name}/{record.tfds_splits[split]}')
   return None
@@ -177,7 +178,7 @@ def _is_prepared(folder):
 def raw_records(record: TaskRecord, source: Source, *, data_dir, errors: list[DataError]) -> Iterator[readers.Raw]:
   """The raw records of a source, before they are parsed; bad lines are appended to `errors`."""
   if source.tfds_split is None:
-    return readers.read(source.paths, columns=source.columns, errors=errors)
+    return readers.read(source.paths, columns=source.columns, errors=errors, kind=source.kind)
   from specjax.tasks import seqio_tasks  # TensorFlow: ten seconds, and only where there is no local file
   return seqio_tasks.tfds_records(record.tfds_name, source.tfds_split, data_dir=data_dir)
 
@@ -281,7 +282,8 @@ def user_file(path: str, *, kind: str, input_key: str, target_key: str, count: i
 
 
 def _jsonl_rows(path, input_key, target_key, errors):
-  for number, (record, where) in enumerate(readers.read([path], columns=(), errors=errors), start=1):
+  kind = 'json' if path.suffix == '.json' else 'jsonl'
+  for number, (record, where) in enumerate(readers.read([path], columns=(), errors=errors, kind=kind), start=1):
     try:
       inputs, targets = _text(record, input_key, where), None
       if target_key in record:

@@ -24,18 +24,20 @@ class Raw(NamedTuple):
   where: str
 
 
-def read(paths: Sequence[pathlib.Path], *, columns: Sequence[str], errors: list[DataError]) -> Iterator[Raw]:
+def read(
+    paths: Sequence[pathlib.Path], *, columns: Sequence[str], errors: list[DataError], kind: str | None = None
+) -> Iterator[Raw]:
   """The raw records of the files of one layout, in order.
 
   Args:
     paths: of one split. As many as `columns` and not TSV: parallel lines. Else one after the other, by their endings.
-    columns: see `task_records.Files`.
+    columns, kind: see `task_records.Files`.
     errors: bad lines are appended here.
 
   Raises:
     DataError: a file as a whole is bad: unreadable, not UTF-8 from the first byte, of unequal length with its parallel.
   """
-  kinds = [_kind(path) for path in paths]
+  kinds = [kind or _kind(path) for path in paths]
   if columns and 'tsv' not in kinds:
     yield from _parallel(paths, columns, errors)
     return
@@ -103,7 +105,7 @@ def _json(path, errors):
     line = getattr(error, 'lineno', 1)
     raise DataError(what='JSON', where=f'{path}:{line}', got=str(error)[:80], expected='one JSON array',
                     fix='mend the file, or write one object a line as JSONL') from None
-  records = list(_unnested(found)) if isinstance(found, dict) else found
+  records = _unnested(found) if isinstance(found, dict) else found
   if not isinstance(records, list):
     raise DataError(what='JSON', where=where, got=type(found).__name__, expected='an array of objects', fix='write it as JSONL')
   for number, record in enumerate(records, start=1):
@@ -115,11 +117,21 @@ def _json(path, errors):
 
 
 def _unnested(found):
-  articles = found.get('data')
-  for article in articles if isinstance(articles, list) else ():
-    for paragraph in article.get('paragraphs', ()) if isinstance(article, dict) else ():
-      for question in paragraph.get('qas', ()):
-        yield question | {'context': paragraph['context'], 'title': article.get('title', '')}
+  """The questions of SQuAD's form with their contexts. What is not of that form comes as it stands, to be named by its reader."""
+  records = []
+  for article in _inside(found, 'data'):
+    for paragraph in _inside(article, 'paragraphs'):
+      for question in _inside(paragraph, 'qas'):
+        is_question = isinstance(question, dict) and question is not paragraph and 'context' in paragraph
+        more = {'context': paragraph['context'], 'title': article.get('title', '')} if is_question else {}
+        records.append(question | more if more else question)
+  return records
+
+
+def _inside(found, name):
+  """The list `name` of an object; the thing itself where it has none."""
+  value = found.get(name) if isinstance(found, dict) else None
+  return value if isinstance(value, list) else [found]
 
 
 def tsv_cells(path: pathlib.Path, errors: list[DataError]) -> Iterator[tuple[str, list[str]]]:
@@ -149,6 +161,8 @@ def _parallel(paths, columns, errors):
       number, texts = found[0][0], [text for _, text in found]
       if None not in texts:
         yield Raw(dict(zip(columns, texts, strict=True)), f'{paths[0]}:{number}')
+  except DataError:
+    raise  # It is a ValueError too: a file that cannot be read is not one that is too short.
   except ValueError:
     raise DataError(what='parallel files', where=f'{paths[-1]}:1', got='another number of lines', fix='restore the files',
                     expected=f'as many as {paths[0].name}') from None

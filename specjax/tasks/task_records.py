@@ -33,10 +33,12 @@ class Files:
     paths: below the data folder, all needed.
     columns: keys of what the files hold where they do not say themselves: one per file of parallel lines, or the columns of
       a TSV file without a header.
+    kind: 'jsonl', 'json', 'tsv' or 'txt', however the files are called; None goes by how their names end.
   """
 
   paths: tuple[str, ...]
   columns: tuple[str, ...] = ()
+  kind: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

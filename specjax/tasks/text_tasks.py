@@ -16,7 +16,7 @@ def parse(raw):
 def record(name, path, *, summary, licence):
   """The record of a text file; `path` is below the data folder, or absolute."""
   return TaskRecord(name=name, family='text', summary=summary, parse=parse, template='{inputs}', shot='{inputs} {targets}',
-                    metric=None, licence=licence, files={'test': (Files((path,)),)})
+                    metric=None, licence=licence, files={'test': (Files((path,), kind='txt'),)})
 
 
 RECORDS = (

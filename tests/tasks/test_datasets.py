@@ -7,7 +7,7 @@ import pytest
 
 import task_cases
 from specjax.core.errors import ConfigError, DataError
-from specjax.tasks import catalogue, datasets, example
+from specjax.tasks import catalogue, datasets, example, readers
 
 GSM8K = catalogue.lookup('gsm8k')
 
@@ -110,12 +110,35 @@ def test_parallel_files_of_unequal_length_are_refused(tmp_path):
     datasets.load(catalogue.lookup('flores_en_de'), split='validation', count=9, data_dir=tmp_path)
 
 
+def test_a_parallel_file_that_cannot_be_read_is_named_for_that(tmp_path):
+  paths = [tmp_path / 'en.txt.gz', tmp_path / 'de.txt.gz']
+  paths[0].write_bytes(gzip.compress(b'a\n' * 9))
+  paths[1].write_bytes(gzip.compress(bytes(range(9)) * 99)[:20])
+  with pytest.raises(DataError, match='a readable file') as error:
+    list(readers.read(paths, columns=('en', 'de'), errors=[]))
+  assert error.value.where == f'{paths[1]}:1'
+
+
 def test_a_bad_line_of_a_parallel_file_takes_its_partner_along(tmp_path):
   (tmp_path / 'flores200').mkdir()
   (tmp_path / 'flores200' / 'eng_Latn.dev').write_bytes(b'a\n\xff\nc\n')
   (tmp_path / 'flores200' / 'deu_Latn.dev').write_bytes(b'A\nB\nC\n')
   loaded = datasets.load(catalogue.lookup('flores_en_de'), split='validation', count=9, data_dir=tmp_path)
   assert [e.targets for e in loaded.examples] == ['A', 'C'] and len(loaded.errors) == 1
+
+
+@pytest.mark.parametrize('bad', [
+    7, 'x', {}, {'paragraphs': [5]}, {'paragraphs': [{'qas': [{'question': 'no context?', 'answers': [{'text': 'x'}]}]}]},
+    {'paragraphs': [{'context': 'c', 'qas': ['x']}]}, {'paragraphs': [{'context': 'c', 'qas': [{'question': 'q?'}]}]}])
+def test_a_bad_part_of_nested_json_is_named_and_the_rest_is_kept(tmp_path, bad):
+  good = {'title': 'T', 'paragraphs': [
+      {'context': 'The cat sat.', 'qas': [{'id': 'a', 'question': 'Who sat?', 'answers': [{'text': 'The cat'}]}]},
+      {'context': 'Nothing is asked.', 'qas': []}]}
+  path = tmp_path / 'squad' / 'dev-v1.1.json'
+  path.parent.mkdir()
+  path.write_text(json.dumps({'data': [bad, good]}))
+  loaded = datasets.load(catalogue.lookup('squad_v1'), split='test', count=9, data_dir=tmp_path)
+  assert [e.id for e in loaded.examples] == ['a'] and [error.where for error in loaded.errors] == [f'{path}:1']
 
 
 def _user(path, kind='jsonl', input_key='inputs', target_key='targets'):
@@ -146,6 +169,13 @@ def test_user_tsv(tmp_path, text, options, expected):
   assert [(e.inputs, e.targets) for e in loaded.examples] == expected
 
 
+@pytest.mark.parametrize('name', ['mine.txt', 'mine.tsv', 'mine'])
+def test_what_the_user_calls_jsonl_is_read_so_whatever_its_name(tmp_path, name):
+  path = tmp_path / name
+  path.write_text('{"inputs": "one", "targets": "1"}\n')
+  assert [(e.inputs, e.targets) for e in _user(path).examples] == [('one', '1')]
+
+
 def test_user_tsv_without_the_column(tmp_path):
   path = tmp_path / 'mine.tsv'
   path.write_text('a\tb\n')
@@ -163,8 +193,9 @@ def test_gzip_is_read_and_a_truncated_one_is_named(tmp_path):
     _user(path)
 
 
-def test_user_text_is_cut_into_passages(tmp_path):
-  path = tmp_path / 'mine.txt'
+@pytest.mark.parametrize('name', ['mine.txt', 'mine.md', 'mine', 'mine.json'])
+def test_user_text_is_cut_into_passages(tmp_path, name):
+  path = tmp_path / name
   path.write_text('\n\n'.join([' '.join(f'w{n}' for n in range(60))] * 4))
   found = _user(path, kind='text').examples
   assert [len(e.inputs.split()) for e in found] == [48, 48] and found[0].targets.split()[0] == 'w48'
