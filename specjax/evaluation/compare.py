@@ -5,6 +5,7 @@ a ratio, both with the intervals of the reports. Tokens per second are comparabl
 it is said where they are not: other devices or XLA flags, or a baseline at another percent of the physical limit.
 """
 
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -234,7 +235,12 @@ def _differing(old, new):
 
 
 def write(result: Mapping[str, Any], directory) -> list[pathlib.Path]:
-  """Writes compare.json and compare.md into a directory, which is made if missing; returns their paths."""
+  """Writes compare.json and compare.md into a directory, which is made if missing; returns their paths.
+
+  Raises:
+    ConfigError: it cannot be made or written to.
+  """
+  output.check_writable(directory, where='compare.output_path')
   directory = pathlib.Path(directory)
   directory.mkdir(parents=True, exist_ok=True)
   paths = [directory / f'{COMPARISON}.{ending}' for ending in ('json', 'md')]
@@ -249,7 +255,7 @@ def text(result: Mapping[str, Any]) -> str:
   parts.append(f'A: `{table.printable(first["directory"])}`\n\nB: `{table.printable(second["directory"])}`\n')
   for name in ('configuration', 'provenance', 'likelihoods'):
     if result[name]:
-      rows = [(name, 'A', 'B'), *((key, *map(_short, values)) for key, values in result[name].items())]
+      rows = [(name, 'A', 'B'), *((key, *_shortened(values)) for key, values in result[name].items())]
       parts.append(table.markdown_table(rows))
   if not result['configuration'] and not result['provenance']:
     parts.append('Configuration, code, machine, weights and prompts are the same.\n')
@@ -273,9 +279,13 @@ def _listed(lines: Sequence[str]):
   return ''.join(f'- {table.printable(line)}\n' for line in lines)
 
 
-def _short(value):
-  shown = '-' if value is None else str(value)
-  return shown if len(shown) <= _MAX_TEXT else shown[:_MAX_TEXT - 3] + '...'
+def _shortened(values):
+  """Two values that differ as texts of a table; of long ones the part in which they begin to differ."""
+  shown = ['-' if value is None else str(value) for value in values]
+  same = len(os.path.commonprefix(shown))
+  start = max(0, same - _MAX_TEXT // 4) if max(map(len, shown)) > _MAX_TEXT else 0
+  before = '...' if start else ''
+  return [before + text[start:start + _MAX_TEXT] + ('...' if len(text) > start + _MAX_TEXT else '') for text in shown]
 
 
 def _cells(point):

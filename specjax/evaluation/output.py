@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import pathlib
 
 from specjax.checkpoints import durable
@@ -64,14 +65,21 @@ def check_free(directory, *, resume, overwrite):
   """Raises `ConfigError` when results are there and neither flag says what to do with them; writes nothing."""
   if resume and overwrite:
     raise ConfigError(what='both --resume and --overwrite', fix='Choose one.')
+  check_writable(directory)
   path = pathlib.Path(directory)
-  if path.exists() and not path.is_dir():
-    raise ConfigError(what='output_path is a file', where=str(path), expected='a directory')
   found = [name for name in (ROWS, RUN) if (path / name).exists()]
   if found and not (resume or overwrite):
     raise ConfigError(
         what='results exist already', where=str(path / found[0]),
         fix='Pass --resume to go on, --overwrite to start again, or another --output_path.')
+
+
+def check_writable(directory, *, where='evaluate.output_path'):
+  """Raises `ConfigError` where the directory could not be made or written to; makes nothing."""
+  path = pathlib.Path(directory).absolute()
+  existing = next(parent for parent in (path, *path.parents) if parent.exists())
+  if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+    raise ConfigError(what='output_path cannot be written', where=where, got=str(existing), expected='a directory of yours')
 
 
 def check_same(directory, run, *, found, name, config):

@@ -152,6 +152,16 @@ def test_what_differs_in_configuration_and_provenance(tmp_path):
   assert result['warnings'] == ['B was measured with changes that were not committed'] and not result['not_comparable']
 
 
+def test_long_values_are_shown_where_they_differ(tmp_path):
+  model = 'Model(' + ', '.join(f'size_{n}={n}' for n in range(40))
+  described = {'pairs__gemma__models': {'target': f'{model}, dtype=float32, ' + 'x' * 200}}
+  first = [_rows(), *described.items()]
+  second = [_rows(), ('pairs__gemma__models', {'target': f'{model}, dtype=bfloat16, ' + 'x' * 200})]
+  text = compare.text(_compared(tmp_path, first, second))
+  line = next(line for line in text.splitlines() if 'models.target' in line)
+  assert 'dtype=float32' in line and 'dtype=bfloat16' in line and 'size_0=' not in line and len(line) < 400, line
+
+
 def test_questions_with_other_prompts_are_left_out_and_other_tokenizers_pair_by_id(tmp_path):
   changes = {'prompt': lambda n: 'p' if n < 5 else 'other', 'score': lambda n: float(n < 5), 'tokens': lambda n: (n // 5,)}
   other = {name: changes for name in ('autoregressive', 'speculative')}
@@ -193,6 +203,9 @@ def test_the_verb_prints_and_writes(tmp_path, capsys):
   assert run(str(first), str(second), f'--output_path={tmp_path / "c"}') == 0
   assert (tmp_path / 'c' / 'compare.md').exists()
   capsys.readouterr()
-  for argv, expected in (((str(first),), 'compare DIR_A DIR_B'), ((str(first), str(tmp_path)), 'no results'),
+  (tmp_path / 'file').write_text('')
+  for argv, expected in (((str(first),), 'compare DIR_A DIR_B'),
+                         ((str(first), str(second), f'--output_path={tmp_path / "file"}'), 'cannot be written'),
+                         ((str(first), str(second), f'--output_path={tmp_path / "file" / "new"}'), 'cannot be written'), ((str(first), str(tmp_path)), 'no results'),
                          ((str(first), str(second), '--gin_file=x'), 'reads no configuration')):
     assert run(*argv) == 2 and expected in capsys.readouterr().err
