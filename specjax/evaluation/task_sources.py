@@ -131,6 +131,9 @@ def load(name: str, *, split: str, count: int, seed: int, data: DataSettings = D
     return _labelled(name, datasets.Loaded(examples, [], path))
   if path and prefix in USER_KINDS:
     found = datasets.user_file(path, kind=prefix, input_key=data.input_key, target_key=data.target_key, count=count)
+    is_named = data.target_key != DataSettings._field_defaults['target_key'] and prefix != 'text'
+    if is_named and not any(example.check.get('labelled') for example in found.examples):
+      LOG.warning('%s is not scored: no line of it has the target_key %r', name, data.target_key)
     return _labelled(name, found)._replace(is_running_text=prefix == 'text')
   if name in catalogue.RECORDS:
     return _catalogued(name, split=split, count=count, data=data)
@@ -146,7 +149,10 @@ def load(name: str, *, split: str, count: int, seed: int, data: DataSettings = D
 
 def _labelled(name, loaded):
   """A task of the user's file, judged by exact match where every example has a reference."""
-  labelled = all(example.check.get('labelled') for example in loaded.examples)
+  num_labelled = sum(bool(example.check.get('labelled')) for example in loaded.examples)
+  labelled = num_labelled == len(loaded.examples)
+  if num_labelled and not labelled:
+    LOG.warning('%s is not scored: only %d of its %d examples have a reference', name, num_labelled, len(loaded.examples))
   judge = lambda example, text: scores_lib.Scores(quality.exact_match(example.targets, text))
   return Task(name, loaded.examples, judge if labelled else None, 'exact_match' if labelled else None, loaded.source,
               len(loaded.errors))

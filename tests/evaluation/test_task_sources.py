@@ -59,15 +59,28 @@ def test_conversations_have_no_score_and_all_turns_in_their_hash(tmp_path):
   assert first.judge is None and first.examples[0].domain == 'math' and first.sha256 != second.sha256
 
 
-def test_user_files(tmp_path):
+def test_user_files(tmp_path, caplog):
   path = tmp_path / 'mine.jsonl'
   path.write_text('{"q": "one", "a": "1"}\nbroken\n{"q": "two", "a": "2"}\n')
   task = _load(f'jsonl:{path}', task_sources.DataSettings(input_key='q', target_key='a'))
   assert len(task.examples) == 2 and task.num_left_out == 1 and task.score(task.examples[0], '1') == 1.0
-  unlabelled = _load(f'jsonl:{path}', task_sources.DataSettings(input_key='q', target_key='b'))
-  assert unlabelled.judge is None
+  with caplog.at_level(logging.WARNING):
+    unlabelled = _load(f'jsonl:{path}', task_sources.DataSettings(input_key='q', target_key='b'))
+  assert unlabelled.judge is None and "no line of it has the target_key 'b'" in caplog.text
   with pytest.raises(DataError):
     _load('tsv:' + str(tmp_path / 'missing.tsv'))
+
+
+def test_a_file_with_some_references_is_not_scored_and_says_so(tmp_path, caplog):
+  path = tmp_path / 'mine.jsonl'
+  path.write_text('{"inputs": "one", "targets": "1"}\n{"inputs": "two"}\n')
+  with caplog.at_level(logging.WARNING):
+    assert _load(f'jsonl:{path}').judge is None
+  assert 'only 1 of its 2 examples have a reference' in caplog.text
+  caplog.clear()
+  path.write_text('{"inputs": "two"}\n')
+  with caplog.at_level(logging.WARNING):
+    assert _load(f'jsonl:{path}').judge is None and not caplog.text
 
 
 @pytest.mark.parametrize('name, message', [('gsm9k', "'gsm8k'"), ('jsonl', 'unknown task'), ('gsm8k', '--data_dir')])
