@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from specjax.core.errors import ConfigError
 from specjax.evaluation import aggregate
 from specjax.evaluation import grid
 from specjax.evaluation import matched as matched_lib
@@ -164,8 +165,13 @@ def write_spec_bench(directory):
   which setting, and which one is its baseline: the target alone on the same questions, the script's --base-path. The script
   counts the baseline's tokens again, with the tokenizer that it is given; ours are in `new_tokens`. A row of a batch is given
   its share of the batch's time: at batch 1, the setting of Spec-Bench, its own.
+
+  Raises:
+    ConfigError: no run is there.
   """
   rows, _ = row_log.read(pathlib.Path(directory) / output.ROWS, change=_spec_bench)
+  if not rows:
+    raise ConfigError(what='no results', where=str(pathlib.Path(directory) / output.ROWS), expected='the directory of a run')
   files = {}
   for setting, line in rows:
     files.setdefault(_spec_bench_name(setting), []).append((setting, line))

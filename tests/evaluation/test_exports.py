@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import fake_runner
+from specjax.core.errors import ConfigError
 from specjax.evaluation import aggregate
 from specjax.evaluation import evaluate
 from specjax.evaluation import exports
@@ -106,6 +107,12 @@ def test_spec_bench_index_names_the_baseline_of_the_same_run(finished):
     baseline = lines[line['baseline']]
     assert baseline['method'] == 'autoregressive'
     assert all(line[name] == baseline[name] for name in ('pair', 'temperature', 'seed', 'repeat', 'batch'))
+
+
+def test_spec_bench_of_no_run_is_refused_and_writes_nothing(tmp_path):
+  with pytest.raises(ConfigError, match='no results'):
+    exports.write_spec_bench(tmp_path)
+  assert not list(tmp_path.iterdir())
 
 
 def read_exposition(text):
