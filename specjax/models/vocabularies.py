@@ -43,6 +43,11 @@ class PaddedLM:
   def max_length(self) -> int | None:
     return self.model.max_length
 
+  @property
+  def embed_dim(self) -> int:
+    """D, the width of the hidden states."""
+    return self.model.embed_dim
+
   def init(self, key: jax.Array) -> Any:
     """Parameters of `model`."""
     return self.model.init(key)
@@ -75,6 +80,9 @@ class PaddedLM:
 
   def unembed(self, params: Any, hidden: jax.Array) -> jax.Array:
     return self._logits(self.model.unembed(params, hidden))
+
+  def embed(self, params: Any, tokens: jax.Array) -> jax.Array:
+    return self.model.embed(params, tokens)
 
   def _output(self, output):
     return output._replace(logits=self._logits(output.logits))

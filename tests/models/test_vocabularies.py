@@ -5,8 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import specjax
 from specjax.core import errors
 from specjax.core import types
+from specjax.models import gemma
+from specjax.models import heads as heads_lib
 from specjax.models import vocabularies
 from specjax.testing import conformance
 from specjax.testing import toy
@@ -84,3 +87,21 @@ def test_both_share_the_limits_of_their_model(params):
     assert model.max_length == 7 and model.max_extend is None and hash(model) == hash(model)
     fresh = model.init(jax.random.key(0))
     assert jax.tree.structure(fresh.get('model', fresh)) == jax.tree.structure(params)
+
+
+def test_heads_draft_for_a_target_with_padding():
+  inner = gemma.DecoderLM(gemma.DecoderConfig(
+      vocab_size=9, embed_dim=8, hidden_dim=12, num_heads=2, num_kv_heads=1, head_dim=4, layer_kinds=(gemma.GLOBAL,),
+      activation='gelu'))
+  target, params = vocabularies.PaddedLM(inner, 7, 12), inner.init(jax.random.key(0))
+  heads = heads_lib.DraftHeads(heads_lib.HeadsConfig(kind='medusa', num_heads=2, embed_dim=8))
+  pair = specjax.Pair(
+      target=target, drafter=target, family='decoder-only',
+      params={'target': params, 'drafter': params, 'heads': heads.init(jax.random.key(1))})
+  decode = lambda method: specjax.generate(
+      pair, [[1, 2], [3]], method=method, sampling=specjax.SamplingParams(temperature=0.0), max_new_tokens=6, seed=0)
+  drafted, alone = decode(specjax.draft_heads(heads=heads, num_draft_tokens=2)), decode(specjax.autoregressive())
+  assert [row.tolist() for row in drafted.tokens] == [row.tolist() for row in alone.tokens]
+  assert drafted.stats.accepted.sum() > 0
+  tokens = np.array([[0, 6]], np.int32)
+  np.testing.assert_array_equal(target.embed(params, tokens), inner.embed(params, tokens))
