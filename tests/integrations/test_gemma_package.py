@@ -19,7 +19,7 @@ from specjax.testing import conformance
 
 STAND_IN = gemma_package.GemmaPackageLM(gemma_like.Transformer(), return_hidden=True)
 HAS_PACKAGE = importlib.util.find_spec('gemma') is not None
-needs_package = pytest.mark.skipif(not HAS_PACKAGE, reason='the gemma package is not installed: pip install specjax[gemma]')
+needs_package = pytest.mark.skipif(not HAS_PACKAGE, reason='the gemma package is not installed: pip install -e .[gemma]')
 
 
 @pytest.fixture(autouse=True)

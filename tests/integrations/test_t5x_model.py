@@ -15,7 +15,7 @@ from specjax.core import checks
 from specjax.core import errors
 from specjax.decode import methods
 
-pytest.importorskip('t5x', reason='t5x is not installed: pip install specjax[t5x]')
+pytest.importorskip('t5x', reason='t5x is not installed: pip install -e .[t5x]')
 
 from t5x import decoding
 from t5x import partitioning
