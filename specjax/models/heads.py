@@ -40,6 +40,7 @@ class HeadsConfig:
   def __post_init__(self):
     checks.choice('kind', self.kind, ('blockwise', 'medusa'), where='HeadsConfig')
     checks.integer('num_heads', self.num_heads, low=1, high=MAX_HEADS, where='HeadsConfig')
+    checks.integer('embed_dim', self.embed_dim, low=1, high=2**20, where='HeadsConfig')
     if self.kind == 'blockwise':
       checks.integer('hidden_dim', self.hidden_dim, low=1, high=2**20, where='HeadsConfig')
 
