@@ -19,6 +19,7 @@ from specjax.checkpoints import native
 from specjax.core import errors
 from specjax.core import protocols
 from specjax.decode import pair as pair_lib
+from specjax.models import autoregressive_head as autoregressive_lib
 from specjax.models import gemma
 from specjax.models import heads as heads_lib
 from specjax.models import t5
@@ -83,13 +84,37 @@ class HeadsSpec:
   decay: float = 0.8
 
 
-def _heads(pair, embed_dim, num_heads=7, hidden_dim=256):
+@dataclasses.dataclass(frozen=True)
+class AutoregressiveHeadSpec:
+  """An autoregressive head on the target of a built-in pair.
+
+  Attributes:
+    pair: name of the pair.
+    config: the head.
+    feature_weight, token_weight: of the two losses, see `training.autoregressive_head.make_loss`.
+  """
+
+  pair: str
+  config: autoregressive_lib.AutoregressiveHeadConfig
+  feature_weight: float = 1.0
+  token_weight: float = 0.1
+
+
+def _heads(pair, target, num_heads=7, hidden_dim=256):
   return HeadsSpec(pair, heads_lib.HeadsConfig(
-      kind='blockwise', num_heads=num_heads, embed_dim=embed_dim, hidden_dim=hidden_dim))
+      kind='blockwise', num_heads=num_heads, embed_dim=target.config.embed_dim, hidden_dim=hidden_dim))
 
 
-HEADS = {
-    'gemma_heads': _heads('gemma', GEMMA_TARGET.config.embed_dim), 't5_heads': _heads('t5', T5_TARGET.config.embed_dim)}
+def _autoregressive_head(pair, target, hidden_dim=672, num_heads=4, num_kv_heads=1):
+  return AutoregressiveHeadSpec(pair, autoregressive_lib.AutoregressiveHeadConfig(
+      embed_dim=target.config.embed_dim, hidden_dim=hidden_dim, num_heads=num_heads, num_kv_heads=num_kv_heads,
+      head_dim=target.config.head_dim))
+
+
+HEADS = {'gemma_heads': _heads('gemma', GEMMA_TARGET), 't5_heads': _heads('t5', T5_TARGET)}
+AUTOREGRESSIVE_HEADS = {
+    'gemma_autoregressive_head': _autoregressive_head('gemma', GEMMA_TARGET),
+    't5_autoregressive_head': _autoregressive_head('t5', T5_TARGET)}
 
 
 def make_model(spec: ModelSpec, *, dtype: Any = jnp.float32) -> protocols.LanguageModel:
@@ -149,10 +174,26 @@ def load_heads(
 
   Arguments and errors as of `load_pair`; heads that were trained on another target are a CheckpointError.
   """
+  return _load_beside_target(name, 'heads', heads_lib.DraftHeads, dtype, data_dir)
+
+
+def load_autoregressive_head(
+    name: str, *, dtype: Any = jnp.float32, data_dir: str | os.PathLike | None = None
+) -> tuple[autoregressive_lib.AutoregressiveHead, Any]:
+  """As `load_heads`, the autoregressive head: `params['autoregressive_head']` of a pair for `autoregressive_head`."""
+  return _load_beside_target(
+      name, 'autoregressive_head', autoregressive_lib.AutoregressiveHead, dtype, data_dir)
+
+
+def _load_beside_target(name, role, kind, dtype, data_dir):
   if name not in PAIRS:
     raise errors.ParamError(what='pair', got=name, expected=f'one of {PAIRS}')
-  with target_file(name, data_dir=data_dir) as path:
-    return heads_file.load(path.with_name('heads.safetensors'), target=path, dtype=dtype)
+  with target_file(name, data_dir=data_dir) as target:
+    path = target.with_name(f'{role}.safetensors')
+    heads, params = heads_file.load(path, target=target, dtype=dtype)
+  if not isinstance(heads, kind):
+    raise errors.CheckpointError(what='heads', where=str(path), got=type(heads).__name__, expected=kind.__name__)
+  return heads, params
 
 
 @contextlib.contextmanager

@@ -4,15 +4,14 @@ import dataclasses
 import pathlib
 from typing import Mapping, Sequence, TypeVar
 
-from specjax.checkpoints import heads_file
 from specjax.checkpoints import native
 from specjax.core import checks
 from specjax.core import errors
-from specjax.models import heads as heads_lib
 from specjax.pairs import builtin
+from specjax.pairs import heads_recipe
 from specjax.pairs import packed_examples
+from specjax.pairs import target_answers
 from specjax.training import batches
-from specjax.training import draft_heads
 from specjax.training import language_model
 from specjax.training import loop
 from specjax.training import optimizer
@@ -30,14 +29,15 @@ def train(
     learning_rate: float | Mapping[str, float], warmup_steps: int | Mapping[str, int],
     weight_decay: float, query_learning_rate_scale: float | Mapping[str, float], z_loss: float, input_weight: float,
     log_every: int, evaluate_every: int, save_every: int, tensorboard: bool, progress: bool,
-    stop: stopping.StopRequest, operative_config: str | None = None,
+    stop: stopping.StopRequest, answers: str = 'text', hidden_states: str = 'computed', target_weight: float | None = None,
+    num_devices: int = 1, operative_config: str | None = None,
 ) -> bool:
   """Trains models from scratch on the synthetic tasks, one after the other; whether all are complete.
 
   Called again it goes on from the newest valid checkpoints, bit for bit. Numbers may be given for all models or by name.
 
   Args:
-    models: names of `builtin.MODELS`, or of `builtin.HEADS`: draft heads on the target of a shipped pair, which is frozen.
+    models: names of `builtin.MODELS`, or of `heads_recipe.SPECS`: draft heads on the target of a shipped pair.
     output_dir: checkpoints and metrics of each model, below its name; packed data, shared.
     export_dir: where `<pair>/<role>.safetensors` go, with a .json beside each; None exports nothing.
     seed: of initialisation, order of examples and the examples themselves.
@@ -57,6 +57,8 @@ def train(
     tensorboard: write TensorBoard event files (imports TensorFlow).
     progress: show a progress bar.
     stop: asks to save and return.
+    answers, hidden_states, target_weight: of draft heads, see `heads_recipe.Options`.
+    num_devices: over which the rows of a batch are split.
     operative_config: kept beside each model's checkpoints.
 
   Raises:
@@ -65,10 +67,12 @@ def train(
   """
   if not models:
     raise errors.ConfigError(what='models', got=models, expected='at least one')
-  known = (*builtin.MODELS, *builtin.HEADS)
+  known = (*builtin.MODELS, *heads_recipe.SPECS)
+  options = heads_recipe.Options(answers, hidden_states, target_weight)
   for name in models:
     if name not in known:
       raise errors.ConfigError(what='model', got=name, expected=f'one of {", ".join(known)}')
+    options.check(name)
   checks.integer('num_examples', num_examples, low=1, high=MAX_EXAMPLES)
   checks.integer('num_validation', num_validation, low=1, high=MAX_EXAMPLES)
   checks.integer('encoder_length', encoder_length, low=1, high=checks.MAX_PROMPT_TOKENS)
@@ -77,7 +81,7 @@ def train(
     pick = lambda value: _for_model(value, name)
     checks.integer('sequence_length', pick(sequence_length), low=1, high=checks.MAX_PROMPT_TOKENS)
     config = language_model.LanguageModelConfig(
-        seed=seed, batch_size=batch_size, z_loss=z_loss, input_weight=input_weight,
+        seed=seed, batch_size=batch_size, z_loss=z_loss, input_weight=input_weight, num_devices=num_devices,
         optimizer=optimizer.OptimizerConfig(
             learning_rate=pick(learning_rate), num_steps=pick(steps), warmup_steps=pick(warmup_steps),
             weight_decay=weight_decay, query_learning_rate_scale=pick(query_learning_rate_scale)),
@@ -87,57 +91,61 @@ def train(
         encoder_length=encoder_length)
     loop_config = loop.LoopConfig(
         num_steps=pick(steps), log_every=log_every, evaluate_every=evaluate_every, save_every=save_every)
-    runs[name] = dict(config=config, data=data, loop_config=loop_config)
+    runs[name] = dict(config=config, data=data, loop_config=loop_config, options=options)
   for name, run in runs.items():
-    complete = _train_one(
-        name, **run, num_validation=num_validation, directory=pathlib.Path(output_dir) / name, export_dir=export_dir,
-        stop=stop, tensorboard=tensorboard, progress=progress, operative_config=operative_config)
+    try:
+      complete = _train_one(
+          name, **run, num_validation=num_validation, directory=pathlib.Path(output_dir) / name, export_dir=export_dir,
+          stop=stop, tensorboard=tensorboard, progress=progress, operative_config=operative_config)
+    except target_answers.Stopped:
+      return False
     if not complete:
       return False
   return True
 
 
 def _train_one(
-    name, *, config, data, num_validation, directory, loop_config, export_dir, stop, tensorboard, progress,
+    name, *, config, data, options, num_validation, directory, loop_config, export_dir, stop, tensorboard, progress,
     operative_config,
 ):
   """Trains one model and exports it; whether it is complete."""
-  heads = builtin.HEADS.get(name)
-  spec = builtin.MODELS[name if heads is None else f'{heads.pair}_target']
+  heads = heads_recipe.HeadsRun.of(name, options) if name in heads_recipe.SPECS else None
+  spec = builtin.MODELS[name if heads is None else f'{heads.spec.pair}_target']
+  cache_dir, shared = directory.parent / 'data', dict(stop=stop, show_progress=progress)
+  answers = None if heads is None else heads.answers(
+      directory=cache_dir / 'answers', seed=config.seed, max_new_tokens=data['sequence_length'], **shared)
+  if heads is not None and export_dir is not None:
+    heads.check_export(pathlib.Path(export_dir))
 
   def packed(split, num_examples, **mixture):
-    return batches.PackedData(packed_examples.packed_examples(
+    arrays = batches.PackedData(packed_examples.packed_examples(
         split=split, seed=config.seed, num_examples=num_examples, family=spec.kind, length=data['sequence_length'],
-        encoder_length=data['encoder_length'], cache_dir=directory.parent / 'data', **mixture))
+        encoder_length=data['encoder_length'], cache_dir=cache_dir, answers=answers, **mixture))
+    if heads is None:
+      return arrays
+    return heads.with_hidden_states(arrays, directory=cache_dir, batch_size=config.batch_size, **shared)
 
   if heads is None:
     objective = language_model.objective_of(builtin.make_model(spec), z_loss=config.z_loss)
     description = builtin.describe(spec)
   else:
-    objective, description = _heads_objective(heads, config)
+    objective, description = heads.objective(z_loss=config.z_loss), heads.description()
   params, complete = language_model.train(
       objective, train_data=packed('train', data['num_examples'], domains=data['domains']),
       validation_data=packed('validation', num_validation), config=config, loop_config=loop_config,
       output_dir=str(directory), model_description=description, stop=stop, tensorboard=tensorboard,
       show_progress=progress, operative_config=operative_config)
   if complete and export_dir is not None:
-    pair, role = name.split('_')
-    path = pathlib.Path(export_dir) / pair / f'{role}.safetensors'
     recipe = dict(dataclasses.asdict(config), task='specjax_synthetic', **data)
-    native.save_safetensors(path, params, dict(description, recipe=recipe))
-    print(f'exported {path}', flush=True)
+    if heads is None:
+      pair, role = name.split('_')
+      exported = [pathlib.Path(export_dir) / pair / f'{role}.safetensors']
+      native.save_safetensors(exported[0], params, dict(description, recipe=recipe))
+    else:
+      exported = heads.export(params, export_dir=pathlib.Path(export_dir), recipe=recipe)
+    for path in exported:
+      print(f'exported {path}', flush=True)
   return complete
-
-
-def _heads_objective(spec, config):
-  """The `Objective` of draft heads on the shipped target of a pair, and what describes them."""
-  with builtin.target_file(spec.pair) as path:
-    target, params = builtin.load_model(path)
-    description = heads_file.describe(spec.config, target=path)
-  heads = heads_lib.DraftHeads(spec.config)
-  weights = [spec.decay**index for index in range(1, heads.num_heads + 1)]
-  objective = draft_heads.objective(target, params, heads, head_weights=weights, z_loss=config.z_loss)
-  return objective, dict(description, head_weights=weights)
 
 
 def _for_model(value: _T | Mapping[str, _T], name: str) -> _T:

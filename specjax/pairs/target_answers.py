@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 import dataclasses
 import hashlib
-import itertools
 import json
 import pathlib
 from typing import Any
@@ -79,7 +78,7 @@ class TargetAnswers:
       Stopped: `stop` asked before all were answered.
       DataError: no answer ends. LogitsError: the target produced NaN.
     """
-    parts = list(itertools.batched(examples, EXAMPLES_PER_PART))
+    parts = [examples[start:start + EXAMPLES_PER_PART] for start in range(0, len(examples), EXAMPLES_PER_PART)]
     answerer = _Answerer(self, examples, length)
     self.directory.mkdir(parents=True, exist_ok=True)
     durable.remove_leftovers(self.directory)
@@ -108,10 +107,10 @@ class TargetAnswers:
       except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:  # A cache: made again.
         logging.warning('%s is damaged (%s) and made again', path, error)
     answers = []
-    for batch in itertools.batched(part, self.batch_size):
+    for start in range(0, len(part), self.batch_size):
       if self.stop.requested:
         raise Stopped
-      answers += answerer.decode(batch)
+      answers += answerer.decode(part[start:start + self.batch_size])
     with durable.replacing(path) as file:
       np.savez(file, tokens=np.concatenate(answers), length=np.array([len(tokens) for tokens in answers], np.int32))
     return answers

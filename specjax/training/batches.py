@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import hashlib
-from typing import Mapping
+from typing import Any, Mapping, NamedTuple
 
 import numpy as np
 
@@ -11,6 +11,13 @@ from specjax.core import errors
 from specjax.core import types
 
 _FLOATS = ('weights',)
+
+
+class BatchWithHidden(NamedTuple):
+  """A `types.TrainingBatch`, and the target's last hidden states of it, float[B, T, D]."""
+
+  batch: types.TrainingBatch
+  hidden: Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +76,10 @@ def _permutation(num_examples, seed, epoch):
   return permutation
 
 
-def count_tokens(batch: types.TrainingBatch) -> int:
+def count_tokens(batch: types.TrainingBatch | BatchWithHidden) -> int:
   """Tokens of a batch that are not padding, encoder included."""
+  if isinstance(batch, BatchWithHidden):
+    batch = batch.batch
   total = int(np.sum(batch.segments > 0))
   if batch.encoder_segments is not None:
     total += int(np.sum(batch.encoder_segments > 0))

@@ -19,6 +19,7 @@ from specjax.training import loop
 from specjax.training import losses
 from specjax.training import metric_log
 from specjax.training import optimizer as optimizers
+from specjax.training import placement as placement_lib
 from specjax.training import stopping
 
 
@@ -35,6 +36,7 @@ class LanguageModelConfig:
     z_loss: see `losses.next_token_loss`.
     input_weight: loss weight of input tokens of a decoder-only model.
     optimizer: the optimizer.
+    num_devices: over which the rows of a batch are split, a divisor of `batch_size`.
   """
 
   seed: int
@@ -42,12 +44,17 @@ class LanguageModelConfig:
   optimizer: optimizers.OptimizerConfig
   z_loss: float = 0.0
   input_weight: float = 0.0
+  num_devices: int = 1
 
   def __post_init__(self):
     checks.seed(self.seed)
     checks.integer('batch_size', self.batch_size, low=1, high=MAX_BATCH_SIZE)
     checks.real('z_loss', self.z_loss, low=0)
     checks.real('input_weight', self.input_weight, low=0)
+    checks.integer('num_devices', self.num_devices, low=1, high=MAX_BATCH_SIZE)
+    if self.batch_size % self.num_devices:
+      raise errors.ParamError(
+          what='num_devices', got=self.num_devices, expected=f'a divisor of batch_size {self.batch_size}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +148,7 @@ def _train(
     show_progress, keep_checkpoints, operative_config,
 ):
   """As `train`, with `output_dir` locked."""
+  placement = placement_lib.Placement(config.num_devices)
   evaluate = make_evaluate(objective, validation_data, batch_size=config.batch_size)
   optimizer = optimizers.make_optimizer(config.optimizer)
   identity = {
@@ -166,11 +174,12 @@ def _train(
     index = batches.batch_indices(
         step, num_examples=len(train_data), batch_size=config.batch_size, seed=config.seed
     )
-    return train_data.rows(index, input_weight=config.input_weight)
+    return placement.split(train_data.rows(index, input_weight=config.input_weight))
 
   with metric_log.MetricLog(output_dir, resume_step=int(state.step), tensorboard=tensorboard) as log:
     state, complete = loop.fit(
-        state, constants=objective.constants, train_step=loop.make_train_step(objective.loss, optimizer),
+        placement.replicated(state), constants=placement.replicated(objective.constants),
+        train_step=loop.make_train_step(objective.loss, optimizer),
         batch_at=batch_at, evaluate=evaluate, count_tokens=batches.count_tokens,
         learning_rate=optimizers.schedule(config.optimizer), config=loop_config, checkpoints=checkpoints,
         metadata=identity, log=log, stop=stop, show_progress=show_progress, seconds_before=seconds,

@@ -221,6 +221,7 @@ def test_a_relative_directory_trains_and_resumes(tmp_path, straight, monkeypatch
     lambda: loop.LoopConfig(num_steps=0), lambda: loop.LoopConfig(num_steps=5, log_every=0),
     lambda: loop.LoopConfig(num_steps=5, evaluate_every=-1), lambda: loop.LoopConfig(num_steps=5, save_every=2.0),
     lambda: dataclasses.replace(CONFIG, batch_size=0), lambda: dataclasses.replace(CONFIG, batch_size=-1),
+    lambda: dataclasses.replace(CONFIG, num_devices=0), lambda: dataclasses.replace(CONFIG, num_devices=3),
     lambda: dataclasses.replace(CONFIG, z_loss=-1.0), lambda: dataclasses.replace(CONFIG, input_weight=float('nan')),
     lambda: dataclasses.replace(CONFIG, seed=2**32)])
 def test_numbers_without_meaning_are_refused(build):
