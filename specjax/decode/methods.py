@@ -9,6 +9,7 @@ from specjax.decode import autoregressive as autoregressive_decoding
 from specjax.decode import routed
 from specjax.decode import sequence_cascade as sequence_decoding
 from specjax.decode import speculative as speculative_decoding
+from specjax.drafters import autoregressive_head as autoregressive_head_drafter
 from specjax.drafters import heads as head_drafter
 from specjax.drafters import model as model_drafter
 from specjax.drafters import model_tree as tree_drafter
@@ -252,6 +253,41 @@ def ngram(
     return ngram_drafter.NgramDrafter(**common)
 
   return drafting(drafter_of, **options)
+
+
+def autoregressive_head(*, head, num_draft_tokens, draws='sampled', max_draft_tokens=None, **options):
+  """A method: an autoregressive head continues the target's hidden states and drafts from them, as EAGLE does.
+
+  The pair's `params['autoregressive_head']` are the head's parameters; its drafter is not used.
+
+  Args:
+    head: a `specjax.models.autoregressive_head.AutoregressiveHead`.
+    num_draft_tokens: K in [1, 256].
+    draws: 'sampled' from the head's law or 'greedy'.
+    max_draft_tokens: traced cap in 0..K on the proposal's length.
+    **options: `rule` (one that does not read the drafter's law), `bonus`, `verifier`, `recorder`, `with_log_probs`, as in
+      `speculative`.
+  """
+  checks.choice('draws', draws, ('sampled', 'greedy'))
+  check_drafts(num_draft_tokens, max_draft_tokens, low=1)
+  _refuse_drafter_law(options.get('rule'), 'autoregressive_head')
+
+  def drafter_of(pair):
+    if not hasattr(pair.target, 'embed'):
+      raise errors.ParamError(
+          what='autoregressive_head of the target', got=type(pair.target).__name__, expected='a model that has embed')
+    if 'autoregressive_head' not in pair.params:
+      raise errors.ParamError(
+          what='params of the pair', got=sorted(pair.params), expected="the key 'autoregressive_head'")
+    if pair.target.embed_dim != head.config.embed_dim:
+      raise errors.ParamError(
+          what='width of the head', got=head.config.embed_dim, expected=f"the target's {pair.target.embed_dim}",
+          fix='this head was trained on another target')
+    return autoregressive_head_drafter.AutoregressiveHeadDrafter(
+        head=head, model=pair.target, num_draft_tokens=num_draft_tokens, draws=draws, max_draft_tokens=max_draft_tokens)
+
+  method = drafting(drafter_of, **options)
+  return lambda pair: method(dataclasses.replace(pair, target=_with_hidden(pair.target)))
 
 
 def _with_hidden(model):
