@@ -301,18 +301,23 @@ def framed(items: Sequence[Item], corpus: Corpus, framing: framing_lib.Plain, *,
   """Items of a corpus as a decoder reads them in rows of `length` tokens.
 
   What does not fit is shortened where that leaves a task of the same kind: running text behind, articles in front of
-  their summary. Text without a question is cut into pieces. Other items are left out.
+  their summary. Text without a question is cut into pieces, and so is running text whose beginning fills a row. Other
+  items are left out.
   """
   pieces, num_cut, num_left_out = [], 0, 0
   for item in items:
     if not item.targets:
-      pieces += _windows(item, framing, length)
+      pieces += _windows(item.name, item.inputs, framing, length)
       continue
     piece = _piece(corpus, item, item.inputs, framing)
     excess = len(piece.prompt) + len(piece.answer) - 1 - length
-    if excess > 0 and corpus.family == 'text' and excess < len(piece.answer):
-      piece, excess, num_cut = piece._replace(answer=piece.answer[:-excess]), 0, num_cut + 1
-    elif excess > 0 and corpus.family == 'summary':
+    if excess > 0 and corpus.family == 'text':
+      num_cut += 1
+      fits = excess < len(piece.answer)
+      pieces += [piece._replace(answer=piece.answer[:-excess])] if fits else _windows(
+          item.name, f'{item.inputs} {item.targets}', framing, length)
+      continue
+    if excess > 0 and corpus.family == 'summary':
       piece = _shortened(lambda inputs: _piece(corpus, item, inputs, framing), item.inputs, length)
       excess, num_cut = 0 if piece else excess, num_cut + bool(piece)
     if excess > 0:
@@ -329,14 +334,14 @@ def _piece(corpus, item, inputs, framing):
       item.name, framing.question(prompt), [*answer, *framing.eos_ids], is_text=corpus.family == 'text')
 
 
-def _windows(item, framing, length) -> Iterator[packing.Piece]:
+def _windows(name, text, framing, length) -> Iterator[packing.Piece]:
   """The whole text, in as many pieces as it takes; each begins like a text, only the last one ends like one."""
-  tokens = [*framing.tokenizer.encode(item.inputs), *framing.eos_ids]
+  tokens = [*framing.tokenizer.encode(text), *framing.eos_ids]
   first = [framing.tokenizer.bos_id] if framing.tokenizer.bos_id >= 0 else []
   for start in range(0, len(tokens), length):
     window = [*first, *tokens[start:start + length]]
     if len(window) > 1:
-      yield packing.Piece(item.name, window[:1], window[1:], is_text=True)
+      yield packing.Piece(name, window[:1], window[1:], is_text=True)
 
 
 def _shortened(piece_of: Callable, inputs: str, length: int):

@@ -177,6 +177,14 @@ def test_text_without_questions_is_cut_into_pieces_without_losing_a_token(tmp_pa
   assert tokens == [*asked.tokenizer.encode(item.inputs), asked.tokenizer.eos_id]
   assert all(list(piece.prompt) == [asked.tokenizer.bos_id] and piece.is_text for piece in found.pieces)
 
+  book = tmp_path / 'book.txt'
+  book.write_text('\n\n'.join(_sentence(n, 120) for n in range(200)))
+  text = _load(f'text:{book}')
+  passage = text.splits['train'][0]
+  found = text_mixture.framed([passage], text, asked, length=20)  # Less than the words that a prompt has.
+  tokens = [token for piece in found.pieces for token in piece.answer]
+  assert asked.tokenizer.decode(tokens) == f'{passage.inputs} {passage.targets}' and found.num_cut == 1
+
 
 def test_lines_for_a_tokenizer_are_of_the_train_split_and_evenly_fewer(tmp_path):
   corpus = _news(tmp_path, words=300)
