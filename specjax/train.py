@@ -3,6 +3,7 @@
   python -m specjax.train --gin_file=runs/train_gemma_pair.gin --output_dir=DIR    the built-in models
   python -m specjax.train text --tasks=jsonl:mine.jsonl --output_dir=DIR           a pair on text of your own
   python -m specjax.train --gin_file=runs/train_text_pair.gin --data_dir=DATA --output_dir=DIR
+  python -m specjax.train heads --text_run=DIR                                     draft heads on its target
 
 Flags are the parameters of `specjax.pairs.recipe.train`, or with `text` of `specjax.pairs.text_recipe.train` (--help
 lists them), --gin_file=FILE and --gin.NAME=value; what is not given comes from gin/train.gin or gin/train_text.gin. A
@@ -20,6 +21,7 @@ from specjax.config import sources
 from specjax.core import compilation_cache
 from specjax.core import errors
 from specjax.pairs import recipe
+from specjax.pairs import text_heads_recipe
 from specjax.pairs import text_recipe
 from specjax.training import stopping
 
@@ -47,6 +49,7 @@ class Verb(NamedTuple):
 VERBS = {
     'builtin': Verb(recipe.train, ALIASES, DEFAULTS),
     'text': Verb(text_recipe.train, ALIASES | {'task': 'tasks'}, 'train_text.gin'),
+    'heads': Verb(text_heads_recipe.train, ALIASES, 'train_heads.gin'),
 }
 
 
