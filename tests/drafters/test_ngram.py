@@ -100,9 +100,9 @@ def generate(pair, method, temperature=0.0):
 
 
 @pytest.mark.parametrize('options', [
-    dict(), dict(draws='greedy', verifier='block'), dict(source='text'), dict(source='text', draws='greedy', order=1)],
-    ids=str)
-@pytest.mark.parametrize('has_encoder', [False, True])
+    dict(), pytest.param(dict(draws='greedy', verifier='block'), marks=pytest.mark.nightly), dict(source='text'),
+    pytest.param(dict(source='text', draws='greedy', order=1), marks=pytest.mark.nightly)], ids=str)
+@pytest.mark.parametrize('has_encoder', [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_greedy_output_is_the_targets(options, has_encoder):
   pair = pair_of(has_encoder)
   plain, drafted = generate(pair, specjax.autoregressive()), generate(pair, methods.ngram(num_draft_tokens=3, **options))
@@ -110,12 +110,14 @@ def test_greedy_output_is_the_targets(options, has_encoder):
   assert np.sum(drafted.stats.proposed) > 0 and np.sum(drafted.stats.drafter_calls) == 0
 
 
+@pytest.mark.nightly
 def test_a_rule_may_read_the_n_grams_law():
   result = generate(pair_of(), methods.ngram(num_draft_tokens=3, rule=specjax.Chow(threshold=1.0)), 1.0)
   # The drafter's law everywhere: all that is drafted is accepted.
   assert np.all(result.stats.evaluated == result.stats.accepted)
 
 
+@pytest.mark.nightly
 def test_a_cap_shortens_the_draft():
   result = generate(pair_of(), methods.ngram(num_draft_tokens=3, max_draft_tokens=1), 1.0)
   np.testing.assert_array_equal(result.stats.proposed, result.stats.steps)
