@@ -1,4 +1,4 @@
-"""KL classifiers on disk: NAME.safetensors beside NAME.json, which names the pair they belong to by the bytes of both models."""
+"""KL classifiers on disk: NAME.safetensors beside NAME.json, which names their pair by the bytes of both models."""
 
 import dataclasses
 import json
@@ -122,8 +122,8 @@ def _check_pair(description, target, drafter, path):
   for name in ('vocab_size', 'tokenizer_sha256'):
     if name in numbers and name in description and description[name] != numbers[name]:
       raise errors.VocabError(
-          what=f'{name} of the classifier', where=str(path), got=description[name], expected=f"the pair's {numbers[name]}",
-          fix=_FIX)
+          what=f'{name} of the classifier', where=str(path), got=description[name],
+          expected=f"the pair's {numbers[name]}", fix=_FIX)
   width = _numbers(drafter).get('embed_dim')
   if width not in (None, description.get('embed_dim')):
     raise errors.CheckpointError(

@@ -20,7 +20,7 @@ Bins = Literal['mass', 'width']
 
 
 class Bin(NamedTuple):
-  """One bin of a reliability diagram: its ends, how many scores it holds, their mean, and the rate of label 1 among them."""
+  """One bin of a reliability diagram: its ends, how many scores it holds, their mean, and their rate of label 1."""
 
   low: float
   high: float
@@ -66,7 +66,8 @@ def reliability_bins(probabilities, labels, *, num_bins=NUM_BINS, bins: Bins = '
     starts, ends = cuts[:-1], cuts[1:]
     edges = list(zip(walls[:-1], walls[1:], strict=True))
   return [
-      Bin(float(low), float(high), int(end - start), float(probabilities[start:end].mean()), float(labels[start:end].mean()))
+      Bin(float(low), float(high), int(end - start), float(probabilities[start:end].mean()),
+          float(labels[start:end].mean()))
       for (low, high), start, end in zip(edges, starts, ends, strict=True) if end > start]
 
 
@@ -131,7 +132,7 @@ def isotonic_regression(values, weights):
 
 
 def isotonic_knots(scores, labels, *, max_knots=MAX_KNOTS):
-  """(x float64[M] increasing, y float64[M] non-decreasing in [0, 1]): isotonic regression of the labels, at most `max_knots`.
+  """(x float64[M] increasing, y float64[M] non-decreasing): isotonic regression of the labels, M at most `max_knots`.
 
   Equally many scores, equal ones together, make a knot at their mean, where y is their pooled rate. A line through the
   knots, constant beyond, is the calibrated probability.
@@ -147,7 +148,7 @@ def isotonic_knots(scores, labels, *, max_knots=MAX_KNOTS):
 
 
 def _tied_starts(ordered, num_bins):
-  """Where at most `num_bins` parts of equal size begin in ordered values, moved to the front so that equal values share one."""
+  """Where at most `num_bins` equal parts begin in ordered values, moved to the front so that equal values share one."""
   cuts = np.arange(num_bins) * len(ordered) // num_bins
   return np.unique(np.searchsorted(ordered, ordered[cuts], side='left'))
 
