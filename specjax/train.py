@@ -4,22 +4,26 @@
   python -m specjax.train text --tasks=jsonl:mine.jsonl --output_dir=DIR           a pair on text of your own
   python -m specjax.train --gin_file=runs/train_text_pair.gin --data_dir=DATA --output_dir=DIR
   python -m specjax.train heads --text_run=DIR                                     draft heads on its target
+  python -m specjax.train classifier --output_dir=DIR                              KL classifiers of backoff decoding
 
-Flags are the parameters of `specjax.pairs.recipe.train`, or with `text` of `specjax.pairs.text_recipe.train` (--help
-lists them), --gin_file=FILE and --gin.NAME=value; what is not given comes from gin/train.gin or gin/train_text.gin. A
-gin file that imports `text_recipe` needs no verb. Running the same command again continues from the newest valid
+Flags are the parameters of `specjax.pairs.recipe.train`, or with `text` of `specjax.pairs.text_recipe.train`, or with
+`classifier` of `specjax.pairs.classifier_recipe.train` (--help lists them), --gin_file=FILE and --gin.NAME=value; what
+is not given comes from gin/train.gin, gin/train_text.gin or gin/train_classifier.gin. A gin file that imports one of
+these modules needs no verb. Running the same command again continues from the newest valid
 checkpoints, bit for bit. SIGTERM and SIGINT finish the step, save, and exit with code 75 (EX_TEMPFAIL: run again to go
 on). Exit code 0: complete.
 """
 
 import logging
+import pathlib
 import sys
-from typing import Callable, Mapping, NamedTuple
+from typing import Any, Callable, Mapping, NamedTuple
 
 from specjax import config
 from specjax.config import sources
 from specjax.core import compilation_cache
 from specjax.core import errors
+from specjax.pairs import classifier_recipe
 from specjax.pairs import recipe
 from specjax.pairs import text_heads_recipe
 from specjax.pairs import text_recipe
@@ -39,17 +43,29 @@ class Verb(NamedTuple):
     entry: the function whose parameters are flags.
     aliases: other names of flags.
     defaults: the file that is read without another.
+    report: (arguments of the entry) -> None, what is made of a complete run; None without.
   """
 
   entry: Callable[..., bool]
   aliases: Mapping[str, str]
   defaults: str
+  report: Callable[[Mapping[str, Any]], None] | None = None
+
+
+def _draw(arguments):
+  """Draws the figures of the classifiers of each pair."""
+  from specjax.evaluation import reliability_plots  # The other verbs do not pay for matplotlib.
+
+  for pair in arguments['pairs']:
+    for path in reliability_plots.write(pathlib.Path(arguments['output_dir']) / pair):
+      print(f'drew {path}', flush=True)
 
 
 VERBS = {
     'builtin': Verb(recipe.train, ALIASES, DEFAULTS),
     'text': Verb(text_recipe.train, ALIASES | {'task': 'tasks'}, 'train_text.gin'),
     'heads': Verb(text_heads_recipe.train, ALIASES, 'train_heads.gin'),
+    'classifier': Verb(classifier_recipe.train, {'pair': 'pairs'}, 'train_classifier.gin', _draw),
 }
 
 
@@ -93,6 +109,8 @@ def main(argv):
   if not complete:
     print('stopped by a signal; saved. Run the same command again to go on.', file=sys.stderr)
     return stopping.EXIT_RESUMABLE
+  if verb.report is not None:
+    verb.report(resolved.arguments())
   return 0
 
 
