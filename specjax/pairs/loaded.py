@@ -120,8 +120,8 @@ def _folder(path):
 
 
 def _has_tokenizer(path):
+  """Whether a file of a tokenizer is there, sound or not: a damaged one is no reason to take another."""
   try:
-    tokenizers.load(_folder(path))
+    return bool(tokenizers.files(_folder(path)))
   except errors.VocabError:
     return False
-  return True

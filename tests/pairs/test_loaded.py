@@ -89,6 +89,14 @@ def test_what_does_not_fit_is_named(named, tmp_path):
     loaded.load_named(f'{bare}::{target}')
 
 
+def test_a_damaged_tokenizer_of_the_drafter_is_not_replaced_by_the_targets(named, tmp_path):
+  drafter = folder_of(tmp_path / 'drafter', decoder(1), seed=1)
+  loaded.load_pair_of(named.split('::')[0], drafter, is_outline=True)
+  (drafter / 'tokenizer.model').write_bytes(b'damaged')
+  with pytest.raises(specjax.SpecjaxError, match='drafter'):
+    loaded.load_pair_of(named.split('::')[0], drafter, is_outline=True)
+
+
 @pytest.mark.parametrize('program, expected', [
     (None, 'none'), ("{{ bos_token }}{% for m in messages %}<start_of_turn>{{ m.role }}{% endfor %}", 'gemma'),
     ('<|start_header_id|>', 'none')])
