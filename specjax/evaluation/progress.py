@@ -12,10 +12,10 @@ LOG = logging.getLogger('specjax.eval')
 
 
 def _figures(rows):
-  """'tok/s · AL · acceptance rate' of some rows; the last two only where something was drafted."""
+  """'tok/s · AL · acceptance rate' of some rows; the last two of those that draft, where something was drafted."""
   tokens = sum(sum(row['choices'][0]['new_tokens']) for row in rows)
   seconds = sum(sum(row['choices'][0]['wall_time']) for row in rows)
-  counts = efficiency.sum_counts(rows_lib.counts_of(row) for row in rows)
+  counts = efficiency.sum_counts(rows_lib.counts_of(row) for row in rows if row['num_draft_tokens'])
   parts = [f'{tokens / seconds:,.0f} tok/s' if seconds else '- tok/s']
   if counts.proposed:
     parts.append(f'AL {efficiency.mean_acceptance_length(counts):.2f}')
