@@ -123,13 +123,13 @@ def speculative_tree(*, shape, children='distinct', verifier='recursive', **opti
     shape: `specjax.TreeShape`, or a list of children per level such as (4, 2, 1).
     children: 'distinct' (drawn without replacement), 'replacement' or 'top' (the most probable tokens).
     verifier: 'recursive' (SpecInfer, Sequoia), 'traversal', or 'k_sequential' (SpecTr; children with replacement only). All
-      are lossless.
+      are lossless. Or a `specjax.decode.speculative.TypicalVerifier`, which is lossy above temperature 0.
     **options: `rule`, `bonus`, `with_log_probs`, as in `speculative`.
   """
   if not isinstance(shape, trees.TreeShape):
     shape = trees.TreeShape.from_branching(shape)
   checks.choice('children', children, ('replacement', 'distinct', 'top'))
-  checks.choice('verifier', verifier, tuple(_TREE_VERIFIERS))
+  verify = _tree_verifier(verifier, tuple(_TREE_VERIFIERS))
   if verifier == 'k_sequential' and children != 'replacement':
     raise errors.ParamError(
         what="children with verifier 'k_sequential'", got=children, expected="'replacement': the test is for independent draws")
@@ -137,7 +137,17 @@ def speculative_tree(*, shape, children='distinct', verifier='recursive', **opti
   return drafting(
       lambda pair: tree_drafter.ModelTreeDrafter(
           model=widened(pair.drafter, shape.num_nodes + 1), shape=shape, children=children),
-      verifier=_TREE_VERIFIERS[verifier], **options)
+      verifier=verify, **options)
+
+
+def _tree_verifier(verifier, names):
+  """The verifier of a tree by one of `names`, or a `TypicalVerifier` with checked numbers."""
+  if isinstance(verifier, speculative_decoding.TypicalVerifier):
+    return _with_floats(verifier)
+  if not isinstance(verifier, str):
+    raise errors.ParamError(
+        what='verifier of a tree', got=verifier, expected=f'one of {names}, or a TypicalVerifier of specjax.decode.speculative')
+  return _TREE_VERIFIERS[checks.choice('verifier', verifier, names)]
 
 
 def draft_heads(
@@ -156,7 +166,8 @@ def draft_heads(
     refinement: `LocalRescoring` or `LatticeRescoring` of `specjax.drafters`, or None. Its model's parameters are the pair's
       `params['rescorer']` or `params['ngrams']`. Local rescoring takes a chain or a tree; the best paths of a lattice are a
       tree where it asks for more than one, and num_draft_tokens is their length.
-    verifier: of a chain 'token' (default) or 'block', of a tree 'recursive' (default) or 'traversal'.
+    verifier: of a chain 'token' (default) or 'block', of a tree 'recursive' (default), 'traversal' or a lossy
+      `specjax.decode.speculative.TypicalVerifier`.
     **options: `rule` (one that does not read the drafter's law), `bonus`, `recorder`, `with_log_probs`, as in `speculative`.
   """
   draws = 'sampled' if draws is None and refinement is None else 'greedy' if draws is None else draws
@@ -171,11 +182,11 @@ def draft_heads(
   num_nodes = deepest if shape is None else shape.num_nodes
   if refinement is not None:
     num_nodes = _check_refinement(refinement, draws, shape, deepest)
-  verifiers = _VERIFIERS
-  if num_nodes != num_draft_tokens:
-    verifiers = {name: _TREE_VERIFIERS[name] for name in ('recursive', 'traversal')}
+  if num_nodes == num_draft_tokens:
+    verify = _VERIFIERS[checks.choice('verifier', 'token' if verifier is None else verifier, tuple(_VERIFIERS))]
+  else:
+    verify = _tree_verifier('recursive' if verifier is None else verifier, ('recursive', 'traversal'))
     _refuse_recorder(options)
-  verify = verifiers[checks.choice('verifier', next(iter(verifiers)) if verifier is None else verifier, tuple(verifiers))]
   if deepest > heads.num_heads:
     raise errors.ParamError(what='tokens in a row to draft', got=deepest, expected=f'at most the {heads.num_heads} heads')
   _refuse_drafter_law(options.get('rule'), 'draft_heads')

@@ -14,6 +14,7 @@ from specjax.decode import rounds
 from specjax.ops import commit
 from specjax.ops import keys
 from specjax.ops import trees
+from specjax.ops import typical
 from specjax.ops import verification
 from specjax.ops import warping
 
@@ -64,6 +65,27 @@ class KSequentialVerifier:
 
   def __call__(self, accept_uniforms, final_uniforms, **block):
     return trees.verify_k_sequentially(accept_uniforms, final_uniforms, **block)
+
+
+@struct.dataclass(kw_only=True)
+class TypicalVerifier:
+  """Typical acceptance of a tree (Cai et al. 2024, Medusa): *lossy* above temperature 0, where it is greedy decoding.
+
+  A token stays where its probability exceeds min(epsilon, delta exp(-entropy)) of the target's sampling law, whatever it was
+  drafted with. `ops/typical.py` says which law results.
+
+  Attributes:
+    epsilon: in [0, 1), traced.
+    delta: > 0, traced; the paper's choice is the square root of epsilon.
+  """
+
+  epsilon: Any = 0.09
+  delta: Any = 0.3
+  knobs: ClassVar[tuple[str, ...]] = ('epsilon', 'delta')
+
+  def __call__(self, accept_uniforms, final_uniforms, **block):
+    return typical.verify_typically(
+        accept_uniforms, final_uniforms, epsilon=self.epsilon, delta=self.delta, **block)
 
 
 @struct.dataclass(kw_only=True)

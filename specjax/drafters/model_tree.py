@@ -24,7 +24,8 @@ class ModelTreeDrafter:
     model: the `LanguageModel`, static.
     shape: the `TreeShape`, static.
     children: static; how the children of a node are chosen. 'replacement': independent draws from its law. 'distinct':
-      draws without replacement. 'top': the most probable tokens in turn, a deterministic tree.
+      draws without replacement; behind all that the law holds (one token at temperature 0) the most probable of the others,
+      for certain. 'top': the most probable tokens in turn, a deterministic tree.
   """
 
   model: protocols.LanguageModel = struct.field(pytree_node=False)
@@ -97,29 +98,35 @@ class ModelTreeDrafter:
       parents = [self.shape.parents[node - 1] for node in nodes]
       at, behind = jnp.array(nodes, jnp.int32) - 1, jnp.array(parents, jnp.int32)
       law = warping.sampling_log_probs(logits[:, behind], sampling, live=live)
+      # At temperature 0 the law has no second best token, the logits have.
+      scores = warping.adjust(logits[:, behind], sampling)
       elders = [
           [elder for elder in range(start, node) if self.shape.parents[elder - 1] == self.shape.parents[node - 1]]
           for node in nodes]
       taken = drafted[:, jnp.array(elders, jnp.int32).reshape(len(nodes), rank) - 1]
-      drawn, law = self._draw(law, taken, uniforms.draft[:, at], rank)
+      drawn, law = self._draw(law, scores, taken, uniforms.draft[:, at], rank)
       drafted, laws = drafted.at[:, at].set(drawn), laws.at[:, at].set(law)
     return drafted, laws
 
-  def _draw(self, law, taken, uniforms, rank):
+  def _draw(self, law, scores, taken, uniforms, rank):
     """(tokens int32[B, n], the laws they were drawn from [B, n, V]) from `law`, with elder siblings `taken` [B, n, rank]."""
     vocab = jnp.arange(law.shape[-1], dtype=jnp.int32)[None, None, :]
+    is_taken = jnp.any(vocab[:, :, None, :] == taken[:, :, :, None], axis=2)
     if self.children == 'top':
-      values, tokens = jax.lax.top_k(law, rank + 1)
-      token = tokens[:, :, rank].astype(jnp.int32)
-      # Behind the last token that has mass nothing is drafted.
-      has_mass = (values[:, :, rank] > -jnp.inf)[:, :, None]
-      broken = jnp.isnan(law[:, :, :1])
-      one_hot = jnp.where((vocab == token[:, :, None]) & has_mass, 0.0, -jnp.inf).astype(law.dtype)
-      return token, jnp.where(broken, jnp.nan, one_hot)
+      return _certain(law, jnp.where(is_taken, -jnp.inf, scores))
     if self.children == 'distinct' and rank:
-      is_taken = jnp.any(vocab[:, :, None, :] == taken[:, :, :, None], axis=2)
       law = jnp.where(is_taken & ~jnp.isnan(law), -jnp.inf, law)
       total = jnp.log(jnp.sum(jnp.exp(law), axis=-1, keepdims=True))
-      law = jnp.where(total > -jnp.inf, law - jnp.where(total > -jnp.inf, total, 0), law)
+      certain = _certain(law, jnp.where(is_taken, -jnp.inf, scores))[1]
+      law = jnp.where(total > -jnp.inf, law - jnp.where(total > -jnp.inf, total, 0), certain)
     drawn = jax.vmap(jax.vmap(categorical.draw))(uniforms.astype(law.dtype), law)
     return drawn, law
+
+
+def _certain(law, scores):
+  """(the tokens of the largest `scores` [B, n, V], their one-hot laws): no mass where none is left, NaN where `law` is."""
+  token = jnp.argmax(scores, axis=-1).astype(jnp.int32)
+  vocab = jnp.arange(law.shape[-1], dtype=jnp.int32)[None, None, :]
+  has_mass = jnp.max(scores, axis=-1, keepdims=True) > -jnp.inf
+  one_hot = jnp.where((vocab == token[:, :, None]) & has_mass, 0.0, -jnp.inf).astype(law.dtype)
+  return token, jnp.where(jnp.isnan(law[:, :, :1]), jnp.nan, one_hot)

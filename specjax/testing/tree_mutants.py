@@ -4,6 +4,7 @@
       tree_mutants.DETECTORS['recursive_law']()   # raises AssertionError
 """
 
+import dataclasses
 import types as python_types
 
 import jax
@@ -22,14 +23,17 @@ from specjax.drafters import model_tree
 from specjax.models import kv_cache
 from specjax.ops import acceptance
 from specjax.ops import trees
+from specjax.ops import typical
 from specjax.testing import enumeration
 from specjax.testing import exactness
 from specjax.testing import mutants
 from specjax.testing import oracles
 from specjax.testing import toy
+from specjax.testing import typical_oracle
 
 MUTANTS: dict[str, mutants.Mutant] = {}
 _TRAVERSAL = trees.verify_by_traversal
+_TYPICAL = typical.verify_typically
 
 _REQUESTS = [
     exactness.Request(prompt=(1,), max_new_tokens=4),
@@ -87,6 +91,28 @@ def k_sequential_law():
   _check_law(speculative.KSequentialVerifier(), children='replacement', branching=(3,))
 
 
+def typical_law():
+  """Typical acceptance of a tree of the most probable tokens: its closed form, and the greedy text at temperature 0."""
+  # A bar of which both parts matter: of three tokens, .6 exp(-H) is .2 to .6.
+  knobs, parents = dict(epsilon=0.4, delta=0.6), (0, 0, 1, 1, 2)
+  with jax.enable_x64(True):
+    pair = toy.toy_pair(vocab_size=3, seed=4, scale=0.6)
+    decoder = speculative.SpeculativeDecoder(
+        target=pair.target, rule=rules.Lossless(), verifier=speculative.TypicalVerifier(**knobs),
+        drafter=drafters.ModelTreeDrafter(model=pair.drafter, shape=trees.TreeShape(parents), children='top'))
+    asked = [*_REQUESTS, exactness.Request(prompt=(1,), max_new_tokens=4, warp=oracles.Warp(temperature=0.0))]
+    joint = enumeration.Enumerator(rows=128).joint(
+        decoder, pair.params, exactness.arrays(asked, vocab_size=3), capacity=exactness.capacity(decoder, asked))
+    longer = [dataclasses.replace(one, max_new_tokens=one.max_new_tokens + 2) for one in asked]
+    oracle = exactness.Oracle.of(longer, target=pair.target, drafter=pair.drafter, params=pair.params)
+  for row, request in enumerate(asked):
+    law = typical_oracle.joint_law(
+        oracle.laws(row), parents, children='top', max_new_tokens=request.max_new_tokens, eos_ids=request.eos_ids, **knobs)
+    distance = enumeration.total_variation(law, joint.laws[row])
+    if not distance <= 1e-12:
+      raise AssertionError(f'request {row}: off the closed form by {distance:.2e} in total variation')
+
+
 def self_draft():
   """A tree that the target drafts for itself is accepted to its last level, round after round."""
   pair = toy.toy_pair(vocab_size=6, seed=3)
@@ -100,7 +126,7 @@ def self_draft():
 
 DETECTORS = {
     'self_draft': self_draft, 'recursive_law': recursive_law, 'path_law': path_law, 'traversal_law': traversal_law,
-    'k_sequential_law': k_sequential_law}
+    'k_sequential_law': k_sequential_law, 'typical_law': typical_law}
 
 
 def _plant(identifier, killer, description):
@@ -127,8 +153,8 @@ def _():
 def _():
   original = model_tree.ModelTreeDrafter._draw
 
-  def draw(self, law, taken, uniforms, rank):
-    return original(self, law, taken, uniforms, rank)[0], law
+  def draw(self, law, scores, taken, uniforms, rank):
+    return original(self, law, scores, taken, uniforms, rank)[0], law
 
   return [(model_tree.ModelTreeDrafter, '_draw', draw)]
 
@@ -218,3 +244,52 @@ def _():
     output, cache = self.model.extend(params, cache, drafted, count=jnp.where(live, num_fed, 0), layout=layout)
     return output.logits, cache
   return [(model_tree.ModelTreeDrafter, '_logits_of', logits_of)]
+
+
+def _bar(bar):
+  """Patches the test of `ops.typical`: a token is typical above `bar`(law, epsilon, delta), a log-probability."""
+  return [(typical, 'is_typical', lambda law, token, *, epsilon, delta: law[token] > bar(law, epsilon, delta))]
+
+
+@_plant('T10', 'typical_law', 'the bar is the larger of the two')
+def _():
+  return _bar(lambda law, epsilon, delta: jnp.maximum(
+      jnp.log(epsilon), jnp.log(delta) - typical.divergences.entropy(law)))
+
+
+@_plant('T11', 'typical_law', 'the bar rises with the entropy')
+def _():
+  return _bar(lambda law, epsilon, delta: jnp.minimum(
+      jnp.log(epsilon), jnp.log(delta) + typical.divergences.entropy(law)))
+
+
+@_plant('T12', 'typical_law', 'the token behind the path is the best one, not drawn')
+def _():
+  greedy = python_types.SimpleNamespace(draw_from_probs=lambda uniforms, probs: jnp.argmax(probs).astype(jnp.int32))
+  original = typical.verify_typically
+
+  def verify(*args, **block):
+    verdict, trace = original(*args, **block)
+    best = jnp.where(jnp.arange(trace.final_probs.shape[0]) == jnp.argmax(trace.final_probs), 1.0, 0.0)
+    return verdict, trace._replace(final_probs=best.astype(trace.final_probs.dtype))
+
+  return [(typical, 'categorical', greedy), (typical, 'verify_typically', verify)]
+
+
+@_plant('T13', 'typical_law', 'nodes are tested by the first law, without their parents')
+def _():
+  def verify(accept_uniforms, final_uniforms, *, parents, **block):
+    verdict, trace = _TYPICAL(accept_uniforms, final_uniforms, parents=jnp.zeros_like(parents), **block)
+    end = jnp.max(verdict.path)
+    path = trees.path_to(end, parents, block['max_depth'])
+    final = jnp.exp(block['goal_log_probs'][end])
+    token = typical.categorical.draw_from_probs(final_uniforms, final)
+    return types.Verdict(jnp.sum(path >= 0, dtype=jnp.int32) - 1, token, path), trace._replace(final_probs=final)
+
+  return [(typical, 'verify_typically', verify)]
+
+
+@_plant('T14', 'typical_law', 'of equally long paths the first stays')
+def _():
+  argmax = lambda values: jnp.argmax(values > -jnp.inf)
+  return [(typical, 'jnp', python_types.SimpleNamespace(**(vars(jnp) | {'argmax': argmax})))]

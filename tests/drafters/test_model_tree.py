@@ -73,11 +73,42 @@ def test_top_children_are_the_most_probable_in_turn():
 
 
 @pytest.mark.parametrize('children, temperature, top_k', [('distinct', 0.0, 0), ('top', 0.0, 0), ('distinct', 1.0, 2)])
-def test_where_the_law_has_too_few_tokens_nothing_is_drafted(children, temperature, top_k):
+def test_behind_what_the_law_holds_the_next_best_are_drafted_for_certain(children, temperature, top_k):
   proposal, *_ = proposed(children, temperature=temperature, top_k=top_k)
   at_token = np.take_along_axis(proposal.log_probs, proposal.tokens[:, :, None], axis=2)[:, :, 0]
-  absent = [node for node in range(9) if SHAPE.ranks[node] >= max(top_k, 1)]
-  assert np.all(at_token[:, absent] == -np.inf) and np.all(at_token[:, 0] > -np.inf)
+  behind = [node for node in range(9) if SHAPE.ranks[node] >= max(top_k, 1)]
+  assert np.all(at_token[:, behind] == 0)
+  for row in range(2):
+    ranked = np.argsort(-proposal.logits[row, 0])
+    assert set(proposal.tokens[row, :3]) == set(ranked[:3]) and proposal.tokens[row, 2] in ranked[max(top_k, 1):3]
+
+
+def test_where_no_token_is_left_nothing_is_drafted():
+  model = toy.ToyLM(vocab_size=2, memory=3)
+  params = model.init(jax.random.key(4))
+  for children in ('distinct', 'top'):
+    drafter = drafters.ModelTreeDrafter(model=model, shape=trees.TreeShape.from_branching((3,)), children=children)
+    prompt = types.Prompt(np.array([[1, 0]], np.int32), np.array([2], np.int32))
+    state = drafter.init(params, prompt, types.Prefill(), 12)
+    half = lambda *shape: jnp.full(shape, 0.5, jnp.float32)
+    proposal, _ = drafter.propose(
+        params, state, types.RoundUniforms(draft=half(1, 4, 2), policy=half(1, 4), accept=half(1, 3), final=half(1, 2)),
+        tokens=jnp.zeros((1, 12), jnp.int32).at[0, 0].set(1), length=prompt.length, sampling=types.Sampling(
+            temperature=np.ones(1, np.float32), top_k=np.zeros(1, np.int32), top_p=np.ones(1, np.float32),
+            min_p=np.zeros(1, np.float32)), live=np.array([True]), with_bonus=False)
+    at_token = np.take_along_axis(np.asarray(proposal.log_probs), np.asarray(proposal.tokens)[:, :, None], axis=2)[0, :, 0]
+    assert set(np.asarray(proposal.tokens)[0, :2]) == {0, 1} and np.isfinite(at_token[:2]).all() and at_token[2] == -np.inf
+
+
+def test_a_second_child_helps_greedy_decoding():
+  pair = toy.toy_pair(vocab_size=6, seed=3)
+  calls = {}
+  for branching in ((1, 1), (3, 1)):
+    result = specjax.generate(
+        pair, [[i] for i in range(6)], method=specjax.speculative_tree(shape=branching),
+        sampling=specjax.SamplingParams(temperature=0.0), max_new_tokens=24, seed=0, eos_ids=())
+    calls[branching] = np.sum(result.stats.target_calls)
+  assert calls[(3, 1)] < calls[(1, 1)]
 
 
 def test_rows_that_are_not_live_propose_nothing():
