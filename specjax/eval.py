@@ -5,8 +5,12 @@
   python -m specjax.eval validate [run|bench] [flags]        all that either would refuse, and what it would cost
   python -m specjax.eval calibrate --method=M --pair=P --deferral_rate=R|--quality_floor=F --output_path=DIR [flags]
                                                              the threshold for a share to defer, or of quality to keep
+  python -m specjax.eval calibrate --what=rescoring_weight --method=M --pair=P --output_path=DIR [flags]
+                                                             the weight of a refinement for the most tokens per call
   python -m specjax.eval certify --method=M --pair=P --output_path=DIR [flags]
                                                              whether a method follows its law: enumerated, and sampled
+  python -m specjax.eval drafts --pair=P --output_path=DIR [flags]
+                                                             why drafts are accepted or not: entropy, repetition, oracles
   python -m specjax.eval compare DIR_A DIR_B                 two runs: what differs; quality, speed and outputs by point
   python -m specjax.eval plot DIR                            figures and reports again, from DIR/rows.jsonl
   python -m specjax.eval list [methods|tasks|pairs]          what can be named
@@ -28,6 +32,7 @@ from specjax.core import compilation_cache
 from specjax.core.errors import ConfigError
 from specjax.evaluation import calibrate
 from specjax.evaluation import certify
+from specjax.evaluation import drafts
 from specjax.evaluation import evaluate
 from specjax.evaluation import interrupts
 from specjax.evaluation import runner
@@ -116,9 +121,9 @@ def check(given, problems):
 
 
 def single(verb, given):
-  """Runs `calibrate` or `certify`; what was found is the last thing on stdout."""
-  module = {'calibrate': calibrate, 'certify': certify}[verb]
-  more = {'load_runner': runner.load_runner} if verb == 'calibrate' else {}
+  """Runs `calibrate`, `certify` or `drafts`; what was found is the last thing on stdout."""
+  module = {'calibrate': calibrate, 'certify': certify, 'drafts': drafts}[verb]
+  more = {} if verb == 'certify' else {'load_runner': runner.load_runner}
   resolved = config.resolve(entry=verbs.VERBS[verb].entry, provided=tuple(more), **_sources(verb, given))
   LOG.info('%s', resolved.operative())
   compilation_cache.keep()

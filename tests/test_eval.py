@@ -119,7 +119,7 @@ def test_list_names_everything(capsys):
 
 @pytest.mark.parametrize('argv, text', [
     (('--thresolds=0.1',), 'did you mean --thresholds?'),
-    (('evaluate',), 'one of run, bench, validate, calibrate, certify, compare, plot, list'),
+    (('evaluate',), 'one of run, bench, validate, calibrate, certify, drafts, compare, plot, list'),
     (('list', 'chips'), 'one of methods, tasks, pairs'), (('plot',), 'plot DIR'), (('run', '--repeats=x'), '--repeats'),
     ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results'),
     (('calibrate', '--output_path=x'), 'method'), (('calibrate', '--method=lossy', '--output_path=x'), 'exactly one'),
@@ -160,22 +160,42 @@ def _shipped(file):
                         provided=eval_binary.PROVIDED).arguments()
 
 
+CASCADES = {name for name, method in methods.METHODS.items() if method.group in methods.CASCADE_GROUPS}
+
+
+def test_every_method_belongs_to_one_of_the_two_studies():
+  assert CASCADES | {name for name, method in methods.METHODS.items() if method.group == 'drafting'} == set(methods.METHODS)
+  assert len(CASCADES) >= 22 and {'autoregressive', 'speculative', 'oracle_diff'} < CASCADES
+
+
+def test_the_study_of_drafts_names_every_drafting_method():
+  full = _shipped('runs/draft_refinement_full.gin')
+  points = _points(full)
+  drafting = {name for name, method in methods.METHODS.items() if method.group == 'drafting'}
+  assert full['pairs'] == ['gemma', 't5'] and full['tasks'] == ['synthetic'] and full['batch_sizes'] == [1]
+  assert {point.method for point in points} == drafting | {'autoregressive', 'speculative', 'speculative_block'}
+  for temperature in (0.0, 0.7, 1.0):
+    assert drafting <= {point.method for point in points if point.sampling.temperature == temperature}
+  header = (pathlib.Path(__file__).resolve().parents[1] / 'gin/runs/draft_refinement_full.gin').read_text()
+  assert f'{len(points):,} points' in header and f'{full["max_samples"]} prompts' in header
+
+
 def test_demo_has_a_point_of_every_method_and_curves_of_four():
   demo = _shipped('runs/demo.gin')
   assert demo['pairs'] == ['gemma', 't5'] and demo['max_samples'] >= 64
   points = [point for point in _points(demo) if point.pair == 't5']
-  assert {point.method for point in points} == set(methods.METHODS)
+  assert {point.method for point in points} == CASCADES
   curves = {point.method: sum(p.method == point.method for p in points) for point in points}
   assert {name for name, count in curves.items() if count >= 7} == {
       'lossy', 'cascade_chow', 'cascade_opt', 'cascade_token_v3'}
   greedy = {point.method for point in points if point.sampling.temperature == 0}
-  assert {name for name, method in methods.METHODS.items() if method.greedy_only} < greedy
+  assert {name for name in CASCADES if methods.METHODS[name].greedy_only} < greedy
 
 
 def test_full_grid_has_every_axis_and_the_points_that_its_header_states():
   full = _shipped('runs/cascades_full.gin')
   points = _points(full)
-  assert {point.method for point in points} == set(methods.METHODS) and full['seeds'] == [0, 1, 2]
+  assert {point.method for point in points} == CASCADES and full['seeds'] == [0, 1, 2]
   assert {point.num_draft_tokens for point in points} == {0, 3, 5, 7}
   assert {(p.sampling.temperature, p.sampling.top_p) for p in points} == {
       (0.0, 1.0), *((t, p) for t in (0.1, 0.5, 1.0) for p in (0.1, 0.25, 0.5, 1.0))}

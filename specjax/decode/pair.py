@@ -29,7 +29,8 @@ class Pair:
 
   Attributes:
     target, drafter: the models.
-    params: {'target': ..., 'drafter': ...} and, for learned rules and routers, 'rule' or 'router'.
+    params: {'target': ..., 'drafter': ...} and, for learned rules and routers, 'rule' or 'router'; of each of `parts` too.
+    parts: networks beside the two models by role, such as {'heads': DraftHeads(...)}; without arrays, as the models are.
     family: 'decoder-only', or 'encoder-decoder' where prompts are the encoder's input.
     tokenizer: of texts; None where prompts are token ids.
     name: for people.
@@ -45,6 +46,7 @@ class Pair:
   name: str = 'pair'
   start_token: int = 0
   frame: Callable[[str], Sequence[int]] | None = None
+  parts: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     checks.choice('family', self.family, ('decoder-only', 'encoder-decoder'), where='Pair')
@@ -52,8 +54,16 @@ class Pair:
     if missing:
       raise errors.ParamError(
           what='params', where='Pair', got=sorted(self.params), expected="the keys 'target' and 'drafter'")
+    for role in self.parts:
+      if role not in self.params:
+        raise errors.ParamError(what='params', where='Pair', got=sorted(self.params), expected=f'the key {role!r} of its parts')
     checks.matching_vocabularies(self.drafter.vocab_size, self.target.vocab_size)
     checks.token_ids([self.start_token], self.target.vocab_size, what='start_token', where='Pair')
+
+  def with_part(self, role: str, network: Any, params: Any) -> 'Pair':
+    """This pair with one more part, or another one in its place."""
+    return dataclasses.replace(
+        self, parts={**self.parts, role: network}, params={**self.params, role: params})
 
   def encode_prompt(self, text: str) -> list[int]:
     """The tokens of a question, framed as in training."""

@@ -240,14 +240,17 @@ def _limit(rows, run, decode_seconds):
   context = np.mean([prompt + new / 2 for row in rows
                      for prompt, new in zip(row['prompt_tokens'], row['choices'][0]['new_tokens'], strict=True)])
   seconds = lambda role, width: timing.pass_limit(_step_cost(costs[role], first['batch'], context), machine, width=width)
+  method = methods_lib.lookup(first['method'])
+  if not method.roles.keys() <= costs.keys():
+    return None  # What drafted is not known.
   passes = {}
   for row in rows:
     batch = row['point_id'], row['batch_index'], row['repeat']
     target, drafter = passes.get(batch, (0, 0))
     passes[batch] = max(target, row['target_passes']), max(drafter, row['draft_calls'])
   target, drafter = map(sum, zip(*passes.values(), strict=True))
-  role = methods_lib.lookup(first['method']).model
-  limit = target * seconds(role, first['num_draft_tokens'] + 1) + drafter * seconds('drafter', 1)
+  limit = target * seconds(method.model, method.num_nodes(first['num_draft_tokens']) + 1)
+  limit += sum((drafter if each == 'calls' else target) * seconds(role, 1) for role, each in method.roles.items())
   return timing.pct_of_limit(limit, decode_seconds)
 
 

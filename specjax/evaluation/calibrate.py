@@ -1,5 +1,7 @@
 """`calibrate`: the threshold at which a method defers a given share, or keeps a given share of the target's quality.
 
+The weight of a refinement is another search, in `rescoring_weight`, on the same prompts.
+
 Every value of the knob that is tried is decoded for real, with the same prompts and random numbers, by one executable. The
 rate is monotone in the knob up to the noise of the texts it leads to; its curve is bisected. What was found is then decoded
 on held-back prompts of the same split, and the rate met there is given with its interval.
@@ -24,7 +26,9 @@ from specjax.evaluation import grid
 from specjax.evaluation import interrupts
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import output
+from specjax.evaluation import parts
 from specjax.evaluation import provenance
+from specjax.evaluation import rescoring_weight
 from specjax.evaluation import rows as rows_lib
 from specjax.evaluation import runner as runner_lib
 from specjax.evaluation import sweep as sweep_lib
@@ -35,7 +39,7 @@ from specjax.metrics import statistics
 LOG = logging.getLogger('specjax.eval')
 
 CALIBRATION = 'calibration.json'
-WHAT = ('threshold',)
+WHAT = ('threshold', 'rescoring_weight')
 # Values of the knob that are tried before the search, the ends included.
 COARSE = 7
 BISECTIONS = 14
@@ -78,7 +82,8 @@ def calibrate(
     calibration_samples: int, held_back_samples: int, num_draft_tokens: int, temperature: float, top_p: float, top_k: int,
     min_p: float, seed: int, batch_size: int, max_new_tokens: int, dtype: str, bonus: str, split: str, data_seed: int,
     output_path: str, data_dir: str | None = None, num_fewshot: int = 0, input_key: str = 'inputs',
-    target_key: str = 'targets', allow_code_execution: bool = False, overwrite: bool = False,
+    target_key: str = 'targets', allow_code_execution: bool = False, heads: str | None = None,
+    autoregressive_head: str | None = None, ngrams: Sequence[str] = (), overwrite: bool = False,
     load_runner=runner_lib.load_runner,
 ):
   """The calibration as a JSON object, which is also written to `output_path`/calibration.json.
@@ -86,14 +91,15 @@ def calibrate(
   Its `outcome` on held-back prompts is 'met', 'not refuted' or 'missed'; `holds` is False where it is missed.
 
   Args:
-    what: 'threshold'.
-    method: a method with one knob.
+    what: 'threshold', or 'rescoring_weight' for the most tokens per target call.
+    method: a method with one knob; for 'rescoring_weight' one with a weight.
     pair, task: names.
-    deferral_rate: the share to defer, in [0, 1]; exactly one of this and `quality_floor`.
+    deferral_rate: the share to defer, in [0, 1]; for 'threshold' exactly one of this and `quality_floor`.
     quality_floor: the share of the target's quality to keep, > 0; the least deferral that keeps it is searched.
     calibration_samples, held_back_samples: prompts to search on, and other prompts of the same split to check on.
     num_draft_tokens, temperature, top_p, top_k, min_p, seed, batch_size, max_new_tokens, dtype, bonus, split, data_seed,
-      data_dir, num_fewshot, input_key, target_key, allow_code_execution: as in `evaluate.evaluate`.
+      data_dir, num_fewshot, input_key, target_key, allow_code_execution, heads, autoregressive_head, ngrams: as in
+      `evaluate.evaluate`.
     output_path: directory.
     overwrite: replace a calibration that is there.
     load_runner: as in `evaluate.evaluate`.
@@ -117,7 +123,9 @@ def calibrate(
                       expected=calibration_samples + held_back_samples)
   if quality_floor is not None and loaded.judge is None:
     raise ConfigError(what='quality_floor without a score', where=f'task {task}', fix='Use a task with reference answers.')
-  runner = load_runner(pair, dtype=dtype, bonus=bonus, force_length=False, detail='summary')
+  more = {name: config[name] for name, default in parts.ARGUMENTS.items() if config[name] != default}
+  runner = load_runner(
+      pair, dtype=dtype, bonus=bonus, force_length=False, detail='summary' if what == 'threshold' else 'none', **more)
   point = lambda name, knob: grid.Point(
       pair=pair, task=task, method=name, rule=methods_lib.lookup(name).rule, knob=knob,
       num_draft_tokens=num_draft_tokens if methods_lib.lookup(name).drafts else 0,
@@ -126,8 +134,10 @@ def calibrate(
   with contextlib.ExitStack() as stack:
     signals = stack.enter_context(interrupts.Interrupts())
     decoder = _Decoder(runner, loaded, asked, calibration_samples, point, chosen, max_new_tokens, signals)
-    found = _search(decoder, chosen, config)
-    result = _check(decoder, found, chosen, config)
+    if what == 'rescoring_weight':
+      result = rescoring_weight.search(decoder, chosen)
+    else:
+      result = _check(decoder, _search(decoder, chosen, config), chosen, config)
   path.parent.mkdir(parents=True, exist_ok=True)
   result = {'config': config, 'prompts_sha256': loaded.sha256, **result, 'pair': runner.metadata(),
             'session': provenance.session(operative_config=None, compilation_cache=None)}
@@ -140,6 +150,12 @@ def _checked(config):
   """The `Method`, after refusing what cannot be calibrated."""
   if config['what'] not in WHAT:
     raise ConfigError(what='what', where='calibrate.what', got=config['what'], expected=f'one of {", ".join(WHAT)}')
+  for name, low in (('calibration_samples', 2), ('held_back_samples', 3), ('batch_size', 1), ('max_new_tokens', 1),
+                    ('num_draft_tokens', 1)):
+    checks.integer(name, config[name], low=low, high=checks.MAX_NEW_TOKENS, where=f'calibrate.{name}')
+  checks.seed(config['seed'])
+  if config['what'] == 'rescoring_weight':
+    return rescoring_weight.check(config)
   if (config['deferral_rate'] is None) == (config['quality_floor'] is None):
     raise ConfigError(
         what='the goal', where='calibrate', got={name: config[name] for name in ('deferral_rate', 'quality_floor')},
@@ -148,15 +164,14 @@ def _checked(config):
     checks.real('deferral_rate', config['deferral_rate'], low=0, high=1)
   else:
     checks.real('quality_floor', config['quality_floor'], low=0, high=2, low_open=True)
-  for name, low in (('calibration_samples', 2), ('held_back_samples', 3), ('batch_size', 1), ('max_new_tokens', 1),
-                    ('num_draft_tokens', 1)):
-    checks.integer(name, config[name], low=low, high=checks.MAX_NEW_TOKENS, where=f'calibrate.{name}')
-  checks.seed(config['seed'])
   chosen = methods_lib.lookup(config['method'])
+  fits = [method.name for method in methods_lib.METHODS.values() if len(method.knobs) == 1 and method.defers]
   if len(chosen.knobs) != 1:
     raise ConfigError(
         what=f'{chosen.name} has {len(chosen.knobs)} knobs', where='calibrate.method', expected='a method with one',
-        fix=f'One of {", ".join(m.name for m in methods_lib.METHODS.values() if len(m.knobs) == 1)}.')
+        fix=f'One of {", ".join(fits)}.')
+  if not chosen.defers:
+    raise ConfigError(what=f'{chosen.name} defers nothing', where='calibrate.method', expected=f'one of {", ".join(fits)}')
   return chosen
 
 
@@ -361,6 +376,8 @@ def _judged(low, high, goal_low, goal_high):
 
 def text(result):
   """What the terminal is told."""
+  if result['config']['what'] == 'rescoring_weight':
+    return rescoring_weight.text(result)
   (name, value), = result['knob'].items()
   held, low, high = result['held_back'], *result['attainable_deferral_rate']
   level = {'speculative': 'evaluated drafts', 'token': 'tokens', 'query': 'queries'}[result['level']]

@@ -9,6 +9,7 @@ import pathlib
 
 from specjax.core import checks
 from specjax.core.errors import ConfigError
+from specjax.evaluation import drafting
 from specjax.evaluation import grid
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import output
@@ -21,8 +22,9 @@ from specjax.testing import certificate
 LOG = logging.getLogger('specjax.eval')
 
 CERTIFICATE = 'certificate.json'
-# More draft tokens than this make the toys too large to enumerate; the loop does not know the difference.
+# More draft tokens than this, or levels of a tree, make the toys too large to enumerate; the loop does not know the difference.
 MOST_ENUMERATED = 3
+MOST_LEVELS = 1
 
 
 def certify(
@@ -37,7 +39,7 @@ def certify(
     pair: a built-in pair, or TARGET::DRAFTER, two checkpoints.
     task: its name.
     threshold: value of the method's knob, or a tuple for several; None takes the first of its own sweep.
-    num_draft_tokens: K on the pair; the toys have at most 3.
+    num_draft_tokens: K on the pair; the toys have at most 3, and trees of one level.
     bonus: 'rule' or 'target'.
     temperature, top_p, top_k, min_p: sampling parameters.
     num_prompts, num_samples: prompts, and samples of each.
@@ -64,11 +66,14 @@ def certify(
     raise ConfigError(what=f'{method} at temperature {temperature:g}', where='temperature', expected='0: it is greedy only')
   if chosen.execution == 'alone' and chosen.model == 'drafter':
     raise ConfigError(what=method, where='certify.method', expected='a method of a pair', fix='Certify autoregressive.')
+  if chosen.needs:
+    raise ConfigError(what=f'{method}: the toys have no {drafting.PARTS[chosen.needs[0]].title}', where='certify.method',
+                      expected='a method of two models', fix='tests/exactness proves drafters with parts of their own.')
   build = lambda k: chosen.build(knob, methods_lib.Setting(k, bonus, 'none'))
   model_pair = loaded.load_named(pair) if loaded.is_named(pair) else builtin.load_pair(pair)
   examples = task_sources.load(task, split=split, count=num_prompts, seed=data_seed).examples
   enumerated = certificate.enumerate_structure(
-      build(min(num_draft_tokens, MOST_ENUMERATED)), family=model_pair.family, sampling=sampling)
+      build(min(num_draft_tokens, MOST_LEVELS if chosen.is_tree else MOST_ENUMERATED)), family=model_pair.family, sampling=sampling)
   LOG.info('enumerated: %d configurations, largest total variation %.1e', *enumerated[:2])
   sampled = certificate.sample_pair(
       build(num_draft_tokens), model_pair, [example.inputs for example in examples], sampling=sampling, num_tokens=num_tokens,

@@ -246,7 +246,7 @@ def latency_rejection(every, directory, *, name, caption):
     return None
   lengths = sorted({s.num_draft_tokens for s in shown})
   groups = [group for group in methods.GROUPS if any(s.group == group for s in shown)]
-  colors = dict(zip(methods.GROUPS, ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9'), strict=True))
+  colors = dict(zip(methods.GROUPS, ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#8B6914'), strict=True))
   with plots.look():
     figure, axes = plots.panels(
         len(lengths), width=4.6, height=3.7,

@@ -10,6 +10,10 @@ from specjax.metrics import efficiency
 from specjax.metrics import statistics
 
 
+# In a panel; with more, legends and bands have no place in it.
+_MOST_LINES = 8
+
+
 def speedup_grid(every, directory, *, name, caption):
   """Speed-up of lossless speculative decoding against K, one curve per batch size.
 
@@ -73,7 +77,7 @@ def acceptance_by_length(every, directory, *, name, caption):
       axis.set_xlabel('draft tokens per round, K')
       axis.set_ylabel('acceptance length')
       axis.xaxis.set_major_locator(ticker.FixedLocator(lengths))
-      axis.legend(loc='upper left', fontsize=8)
+      _legend(axis, axis, loc='upper left')
     highest = max(axis.get_ylim()[1] for axis in axes)
     for axis in axes:
       axis.set_ylim(1, 1 + 1.3 * (highest - 1))  # Room for the legend.
@@ -82,6 +86,15 @@ def acceptance_by_length(every, directory, *, name, caption):
         'mean_acceptance_length': efficiency.mean_acceptance_length(s.counts),
         'acceptance_rate': efficiency.acceptance_rate(s.counts)} for s in drafting]
     return plots.write_figure(figure, directory, name, data)
+
+
+def _legend(axis, last, *, loc):
+  """The legend of a row of panels: inside `axis`, or beside the `last` one where it would hide what is drawn."""
+  handles, labels = axis.get_legend_handles_labels()
+  if len(handles) <= _MOST_LINES:
+    axis.legend(loc=loc, fontsize=8)
+  else:
+    last.legend(handles, labels, loc='upper left', bbox_to_anchor=(1.01, 1.03), fontsize=7, labelspacing=0.35)
 
 
 def _length_curve(axis, points):
@@ -130,7 +143,7 @@ def acceptance_by_position(every, directory, *, name, caption):
       chosen = _representatives(members)
       for axis, kind in zip(axes[2 * row:2 * row + 2], ('cond', 'uncond'), strict=True):
         _position_panel(axis, chosen, kind, title=methods.GROUPS[group])
-      axes[2 * row].legend(loc='lower left', fontsize=8)
+      _legend(axes[2 * row], axes[2 * row + 1], loc='lower left')
     plots.finish(figure, caption, handles=[], columns=1)
     return plots.write_figure(figure, directory, name, [datum for s in drafting for datum in _position_data(s)])
 
@@ -157,8 +170,9 @@ def _position_panel(axis, chosen, kind, *, title):
       axis.plot(positions, [rate**i for i in positions], color=look_of['color'], linewidth=1.0, linestyle=':', zorder=2)
     rates = [(i, r) for i, r in enumerate(_rates(s, kind), 1) if r.estimate is not None]
     x = [i for i, _ in rates]
-    axis.fill_between(x, [r.low for _, r in rates], [r.high for _, r in rates], color=look_of['color'], alpha=0.13,
-                      linewidth=0, zorder=2)
+    if len(chosen) <= _MOST_LINES:  # More bands hide each other; the data file has them.
+      axis.fill_between(x, [r.low for _, r in rates], [r.high for _, r in rates], color=look_of['color'], alpha=0.13,
+                        linewidth=0, zorder=2)
     label = s.title + ''.join(f', {value:g}' for value in s.knob.values())
     plots.draw_line(axis, x, [r.estimate for _, r in rates], s.method, label=label)
   axis.set_title(f'{title} · {"conditional" if kind == "cond" else "unconditional"}')

@@ -11,6 +11,7 @@ from specjax.evaluation import grid
 from specjax.evaluation import interrupts
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import output
+from specjax.evaluation import parts
 from specjax.evaluation import progress as progress_lib
 from specjax.evaluation import provenance
 from specjax.evaluation import rows as rows_lib
@@ -23,7 +24,7 @@ _CHOICES = {
     'dtype': ('float32', 'bfloat16'), 'bonus': ('rule', 'target'), 'detail': ('none', 'summary'),
     'vocabulary': ('same', 'intersection'), 'chat_template': framing.CHOICES}
 AXES = ('pairs', 'tasks', 'methods', 'num_draft_tokens', 'temperatures', 'top_p', 'seeds', 'batch_sizes')
-_IDLE = task_sources.DataSettings._field_defaults | {'vocabulary': 'same', 'chat_template': 'auto'}
+_IDLE = task_sources.DataSettings._field_defaults | {'vocabulary': 'same', 'chat_template': 'auto', **parts.ARGUMENTS}
 
 # Arguments of `evaluate` that do not change what the rows say.
 _NOT_CONFIGURATION = ('output_path', 'data_dir', 'resume', 'overwrite', 'profile', 'operative_config', 'compilation_cache',
@@ -38,6 +39,7 @@ def evaluate(
     detail: str, split: str, data_seed: int, force_length: bool, output_path: str, data_dir: str | None = None,
     num_fewshot: int | Mapping[str, int] = 0, input_key: str = 'inputs', target_key: str = 'targets',
     allow_code_execution: bool = False, vocabulary: str = 'same', chat_template: str = 'auto',
+    heads: str | None = None, autoregressive_head: str | None = None, ngrams: Sequence[str] = (),
     stop_at_answer_end: bool = True, resume: bool = False, overwrite: bool = False, profile: bool = False,
     operative_config: str | None = None, compilation_cache: Mapping | None = None, load_runner=runner_lib.load_runner,
 ):
@@ -68,6 +70,10 @@ def evaluate(
     input_key, target_key: fields of `jsonl:` and `tsv:` files.
     allow_code_execution: run the programs that a model writes, in a process without network, files and further processes.
     vocabulary: 'same', or 'intersection' for checkpoints whose drafter has another vocabulary; lossless all the same.
+    heads, autoregressive_head: files of heads on the target, for methods that need them; None is what a built-in pair is
+      shipped with.
+    ngrams: files of n-gram models in the ARPA format, of each order one, over token ids; with none, those of a built-in pair
+      are counted on answers that it was trained on.
     chat_template: turns that questions are put in, 'gemma' or 'none'; 'auto' is what the target's folder says.
     stop_at_answer_end: stop where the answer of a task is over (a line break, the next question), as far as its tokens
       show; an answer that begins with its end is empty then. Otherwise models run on, and the text is cut there.
@@ -77,7 +83,8 @@ def evaluate(
     resume, overwrite: what to do with results that are there.
     profile: also write a profiler trace of one generation per structure.
     operative_config, compilation_cache: kept in run.json.
-    load_runner: (name, *, dtype, bonus, force_length, detail) -> a `runner.PairRunner`.
+    load_runner: (name, *, dtype, bonus, force_length, detail and, where they are not at their defaults, vocabulary,
+      chat_template and files of parts) -> a `runner.PairRunner`.
 
   Raises:
     ConfigError, ParamError, PromptError, LimitError: before anything compiles.

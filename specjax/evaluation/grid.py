@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from specjax.core import checks
 from specjax.core.errors import ConfigError
+from specjax.evaluation import drafting
 from specjax.evaluation import methods as methods_lib
 from specjax.evaluation import row_log
 
@@ -26,8 +27,8 @@ class Point:
     pair, task: names.
     method, rule: names from `specjax.evaluation.methods`; `rule` is None for autoregressive decoding.
     knob: ((name, value), ...), what the rule is turned by; empty if it has none.
-    num_draft_tokens: K, 0 where nothing is drafted.
-    verifier: 'token' or 'block', None where nothing is verified.
+    num_draft_tokens: K, the most tokens a round accepts (of a tree its levels); 0 where nothing is drafted.
+    verifier: of `methods.Method`.
     sampling: the sampling parameters.
     seed: of generation.
     batch: rows per batch.
@@ -49,8 +50,22 @@ class Point:
     return {
         'method': self.method, 'rule': self.rule, 'knob': dict(self.knob), 'num_draft_tokens': self.num_draft_tokens,
         'verifier': self.verifier, 'sampling': {name: getattr(self.sampling, name) for name in SAMPLING}, 'seed': self.seed,
-        'batch': self.batch, 'pair': self.pair, 'task': self.task,
+        'batch': self.batch, 'pair': self.pair, 'task': self.task, **self.tree,
     }
+
+  @property
+  def tree(self):
+    """{'tree': the parents of its nodes, or how many best paths it holds}; {} of a chain, so that older points keep their ids."""
+    method = methods_lib.METHODS.get(self.method)
+    if method is None or not method.is_tree:
+      return {}
+    return {'tree': list(drafting.tree_shape(self.num_draft_tokens).parents) if method.tree == 'shape' else
+            {'best_paths': drafting.NUM_BEST, 'top_k': drafting.TOP_K}}
+
+  @property
+  def num_nodes(self):
+    """How many draft tokens a round verifies at most."""
+    return methods_lib.lookup(self.method).num_nodes(self.num_draft_tokens)
 
   @property
   def point_id(self):

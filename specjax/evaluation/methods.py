@@ -13,6 +13,7 @@ from specjax.decode import autoregressive
 from specjax.decode import methods as decode_methods
 from specjax.decode import recorders
 from specjax.drafters import stopping
+from specjax.evaluation import drafting
 
 BASELINE = 'autoregressive'
 # Tokens per row that one target pass of a token cascade feeds when it catches up.
@@ -21,7 +22,10 @@ CHUNK = 8
 GROUPS = {
     'reference': 'References', 'lossy': 'Lossy verification', 'position': 'Cascades, position rules',
     'token': 'Cascades, token rules', 'mixture': 'Mixture and control', 'sequential': 'Sequential cascades',
+    'drafting': 'Drafting methods',
 }
+# What the grids of cascades are about; drafting methods have a configuration of their own.
+CASCADE_GROUPS = tuple(group for group in GROUPS if group != 'drafting')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,10 +82,14 @@ class Method:
     rule: name of the deferral rule, None without one.
     knobs: what a sweep turns.
     thresholds: the sweep when the configuration names none: numbers, or tuples in knob order.
-    verifier: 'token' or 'block', None where nothing is verified.
+    verifier: 'token' or 'block', 'recursive', 'traversal' or 'typical' for trees, None where nothing is verified.
     lossless: whether the output follows the target's law exactly.
     greedy_only: whether it exists at temperature 0 only.
     is_oracle: whether it asks both models at every token in order to decide, so that its time says nothing.
+    tree: what of K levels a round drafts: 'shape' the static tree of `drafting.tree_shape`, 'paths' the best paths of a
+      lattice; None where it drafts K tokens in a row.
+    needs: parts of a pair beside its models, of `drafting.PARTS`.
+    roles: what drafts, name -> 'calls' where it passes once per counted drafter call, 'steps' where once per round.
   """
 
   name: str
@@ -98,11 +106,36 @@ class Method:
   lossless: bool = False
   greedy_only: bool = False
   is_oracle: bool = False
+  tree: Literal['shape', 'paths'] | None = None
+  needs: tuple[str, ...] = ()
+  roles: Mapping[str, Literal['calls', 'steps']] = dataclasses.field(
+      default_factory=lambda: {'drafter': 'calls'}, hash=False)
 
   @property
   def drafts(self):
     """Whether draft tokens are proposed and verified, K of them."""
     return self.execution == 'speculative'
+
+  @property
+  def is_tree(self):
+    """Whether a round drafts a tree."""
+    return self.tree is not None
+
+  @property
+  def keeps_greedy(self):
+    """Whether its greedy output is the target's."""
+    return self.lossless or self.rule == 'typical'
+
+  @property
+  def defers(self):
+    """Whether its knob trades the target's tokens for the drafter's, so that there is a deferral to speak of."""
+    return self.execution != 'alone' and self.group != 'drafting'
+
+  def num_nodes(self, num_draft_tokens):
+    """How many draft tokens a round verifies at most: K, or all nodes of a tree of K levels."""
+    if self.tree is None:
+      return num_draft_tokens
+    return drafting.tree_shape(num_draft_tokens).num_nodes if self.tree == 'shape' else drafting.num_path_nodes(num_draft_tokens)
 
   @property
   def knob_names(self):
@@ -246,8 +279,57 @@ _SEQUENTIAL = (
              execution='token', verifier=None, is_oracle=True),
 )
 
+
+
+def _drafting(name, title, summary, build, **more):
+  given = dict(rule='lossless', verifier='token', lossless=True) | more
+  return Method(name, title, summary, 'drafting', build, **given)
+
+
+_OF_HEADS = dict(needs=('heads',), roles={'heads': 'steps'})
+# What a refinement's model weighs beside the heads; `calibrate --what=rescoring_weight` tunes it.
+_WEIGHT = dict(knobs=(Knob('weight', 0.0, 16.0, unit=0.05),), thresholds=(0.5, 0.0, 0.1, 0.25, 1.0, 2.0, 4.0))
+_LOCAL = dict(needs=('heads', 'rescorer'), roles={'heads': 'steps', 'rescorer': 'calls'}, **_WEIGHT)
+_LATTICE_2 = dict(needs=('heads', 'ngrams_2'), roles={'heads': 'steps'}, **_WEIGHT)
+_LATTICE_4 = dict(needs=('heads', 'ngrams_4'), roles={'heads': 'steps'}, **_WEIGHT)
+
+_DRAFTING = (
+    _drafting('prompt_lookup', 'Prompt lookup', 'copies what followed the latest tokens before (Saxena 2023)',
+              drafting.prompt_lookup, roles={}),
+    _drafting('early_exit', 'Early exit', "half of the target's own layers draft for all of them (Elhoushi et al. 2024)",
+              drafting.early_exit, needs=('layers',), roles={'layers': 'calls'}),
+    _drafting('speculative_tree', 'Tree', 'a tree drawn from the drafter without replacement, tested from the root (Miao et al. '
+              '2024)', drafting.model_tree('recursive'), verifier='recursive', tree='shape'),
+    _drafting('speculative_tree_traversal', 'Tree (traversal)', 'the same tree, tested from its leaves (Weng et al. 2025)',
+              drafting.model_tree('traversal'), verifier='traversal', tree='shape'),
+    _drafting('blockwise', 'Blockwise', "heads on the target's last hidden state draft K tokens (Stern et al. 2018)",
+              drafting.heads_chain, **_OF_HEADS),
+    _drafting('blockwise_local', 'Blockwise + local', 'a small model chooses among the best tokens of each head, in view of '
+              'those before (Kim et al. 2024)', drafting.rescored_heads, **_LOCAL),
+    _drafting('blockwise_2gram', 'Blockwise + 2-gram', 'the best path through the lattice of the heads\' best tokens, with a '
+              '2-gram model (Kim et al. 2024)', drafting.lattice_heads(2), **_LATTICE_2),
+    _drafting('blockwise_4gram', 'Blockwise + 4-gram', 'the same with a 4-gram model', drafting.lattice_heads(4), **_LATTICE_4),
+    _drafting('blockwise_16best_0gram', '16-best 0-gram', 'the 16 best paths by the heads alone, verified as one tree',
+              drafting.lattice_heads(0, num_best=drafting.NUM_BEST), verifier='recursive', tree='paths', **_OF_HEADS),
+    _drafting('blockwise_16best_4gram', '16-best 4-gram', 'the 16 best paths with a 4-gram model, verified as one tree',
+              drafting.lattice_heads(4, num_best=drafting.NUM_BEST), verifier='recursive', tree='paths', **_LATTICE_4),
+    _drafting('medusa_tree', 'Medusa tree', 'heads draft a tree, tested without loss (Cai et al. 2024)', drafting.heads_tree,
+              verifier='recursive', tree='shape', **_OF_HEADS),
+    _drafting('medusa_local', 'Medusa tree + local', 'the same tree, its tokens chosen by a small model in view of those above',
+              drafting.rescored_tree, verifier='recursive', tree='shape', **_LOCAL),
+    _drafting('medusa_typical', 'Medusa typical', 'the same tree, accepted where p > min(epsilon, sqrt(epsilon) exp(-H)): lossy '
+              'above temperature 0 (Cai et al. 2024)', drafting.heads_tree, rule='typical', verifier='typical', lossless=False,
+              tree='shape', knobs=(Knob('epsilon', 1e-6, 1.0 - 1e-6, unit=1e-3),),
+              thresholds=(0.01, 0.04, 0.09, 0.16, 0.25, 0.36), **_OF_HEADS),
+    _drafting('autoregressive_head', 'Autoregressive head', "one decoder layer continues the target's hidden states (Li et al. "
+              '2024, EAGLE)', drafting.autoregressive_head, needs=('autoregressive_head',), roles={'autoregressive_head': 'calls'}),
+    _drafting('ngram', '4-gram', 'a trained 4-gram model drafts', drafting.ngram('trained', 4), needs=('ngrams_4',), roles={}),
+    _drafting('ngram_text', '3-gram of the text', 'a 3-gram model of the text so far drafts', drafting.ngram('text', 3), roles={}),
+)
+
 METHODS = {
-    method.name: method for method in (*_REFERENCES, *_LOSSY, *_POSITION, *_TOKEN, *_MIXTURE, *_SEQUENTIAL)}
+    method.name: method
+    for method in (*_REFERENCES, *_LOSSY, *_POSITION, *_TOKEN, *_MIXTURE, *_SEQUENTIAL, *_DRAFTING)}
 
 
 def lookup(name: str) -> Method:
@@ -272,9 +354,14 @@ def build_decoder(pair, method: Method, *, knob: Mapping[str, float], setting: S
     method: which method.
     knob: name -> value; traced, so another value never recompiles.
     setting: K, the bonus token's law and what is recorded.
+
+  Raises:
+    ConfigError: the pair lacks a part that the method needs.
   """
   if method.execution == 'alone':
     params = {'target': pair.params[method.model]}
   else:
     params = {role: pair.params[role] for role in ('target', 'drafter')}
+    pair, of_parts = drafting.equipped(pair, method.needs, method=method.name)
+    params |= of_parts
   return method.build(knob, setting)(pair), params

@@ -21,6 +21,12 @@ _MEMBERS = (
     dict(color='#D55E00', marker='o', size=6), dict(color='#009E73', marker='^', size=6.5),
     dict(color='#CC79A7', marker='v', size=6.5), dict(color='#E69F00', marker='P', size=6.5),
     dict(color='#56B4E9', marker='X', size=6.5), dict(color='#8B6914', marker='d', size=6.5),
+    # Behind the sixth of a group colours return with other markers.
+    dict(color='#D55E00', marker='<', size=6.5), dict(color='#009E73', marker='s', size=5.5),
+    dict(color='#CC79A7', marker='>', size=6.5), dict(color='#E69F00', marker='p', size=6.5),
+    dict(color='#56B4E9', marker='D', size=5.5), dict(color='#8B6914', marker='H', size=6.5),
+    dict(color='#0072B2', marker='8', size=6), dict(color='#D55E00', marker='P', size=6.5),
+    dict(color='#009E73', marker='v', size=6.5), dict(color='#CC79A7', marker='o', size=6),
 )
 _REFERENCES = {
     'autoregressive': dict(color='#222222', marker='s', size=8),

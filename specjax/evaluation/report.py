@@ -16,8 +16,12 @@ import markupsafe
 
 from specjax.core.errors import ConfigError
 from specjax.evaluation import aggregate
+from specjax.evaluation import analysis_plots
 from specjax.evaluation import curves
 from specjax.evaluation import draft_plots
+from specjax.evaluation import drafting_plots
+from specjax.evaluation import drafting_table
+from specjax.evaluation import drafts
 from specjax.evaluation import exports
 from specjax.evaluation import matched as matched_lib
 from specjax.evaluation import methods
@@ -29,8 +33,8 @@ from specjax.evaluation import table
 
 SAMPLES = 4
 # Columns of the page's tables, of which there is one per setting.
-PAGE_COLUMNS = ('method', 'follows', 'K', 'quality [95 % CI]', 'speedup [95 % CI]', '% limit', 'AL', 'accepted/step',
-                'acceptance rate', 'deferral rate', 'rejection rate', 'predicted', 'TV to target', 'tok/s', 'equal to AR')
+PAGE_COLUMNS = ('method', 'follows', 'K', 'quality [95 % CI]', 'speedup [95 % CI]', '% limit', 'AL', 'block efficiency',
+                'accepted/step', 'acceptance rate', 'deferral rate', 'rejection rate', 'predicted', 'TV to target', 'tok/s', 'equal to AR')
 # A page with more settings than this shows the figures of the untruncated ones; the others stand beside it as files.
 _MAX_SETTINGS = 4
 _MAX_TEXT = 600
@@ -63,13 +67,19 @@ def write(directory):
   run = output.read_run(directory)
   every = aggregate.all_series(rows, run)
   matched = matched_lib.tables(rows, every)
-  figures = _figures(directory, every, run)
+  analyses, drafting = drafts.read(directory), drafting_table.tables(rows, every)
+  figures = _figures(directory, every, run) + _drafting_figures(directory, drafting, run) + [
+      _Figure(path, True) for path in analysis_plots.figures(analyses, directory)]
   exports.write_results(directory, every, run, matched)
   exports.write_acceptance(directory, every)
   exports.write_performance(directory, every, rows)
   exports.write_vllm_metrics(directory, every)
+  drafting_table.write(directory, drafting)
   text = table.markdown(every)
   facts = _facts(directory, rows, run, every, matched, figures, text, damage)
+  facts['drafting'] = [{'title': found.title, 'text': drafting_table.text(found), 'blocks': drafting_table.blocks(found)} for found in drafting]
+  facts['analyses'] = [{'title': f'{found["config"]["pair"]} · {found["config"]["task"]}', 'text': drafts.text(found),
+                        'work': analysis_plots.work_table(found)} for found in analyses]
   environment = make_environment()
   output.write_text(directory / 'report.md', _markdown(environment, facts))
   output.write_text(directory / 'report.html', _html(environment, facts))
@@ -162,6 +172,17 @@ def _figures(directory, every, run):
         found.append(_Figure(draw(
             members, directory, name=name, caption=f'{caption(members, run)} {explanation}'), is_shown))
   return [figure for figure in found if figure.path is not None]
+
+
+def _drafting_figures(directory, tables, run):
+  """The `_Figure`s of the tables of drafting methods."""
+  members = [[line.series for line in found.lines] for found in tables]
+  every = [series for of_table in members for series in of_table]
+  return [
+      _Figure(drafting_plots.by_method(
+          found, directory, name=f'drafting-{_slug(_setting_name(mine[0], [s for s in every if s.pair == mine[0].pair]))}',
+          caption=caption(mine, run) + ' Ratio of totals; bars: 95 % intervals. Block efficiency: tokens per call of the '
+          'target.'), True) for found, mine in zip(tables, members, strict=True)]
 
 
 def _setting_name(series, every):

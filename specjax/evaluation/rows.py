@@ -217,12 +217,14 @@ def build(
       'cached_tokens': [0] * len(answers), 'prompt_sha256': question.prompt_sha256, **efficiency.summary(counts),
       **_summary(answers, counts=counts, method=method),
       'target_calls': counts.target_calls, 'draft_calls': counts.drafter_calls, 'target_passes': sum(passes),
-      'verified_tokens': counts.proposed + counts.target_calls,
+      # A tree is proposed whole or not at all; its levels are counted.
+      'verified_tokens': counts.target_calls + (
+          counts.proposed * point.num_nodes // point.num_draft_tokens if method.is_tree else counts.proposed),
       'drafted_by_position': list(counts.drafted_by_position),
       'evaluated_by_position': list(counts.evaluated_by_position),
       'accepted_by_position': list(counts.accepted_by_position), 'per_step': None,
       **_judged(scores, score_name), 'reference_id': question.id,
-      **(compared or {'equal_to_ar': None, 'first_diff': None, 'diff_cause': None}),
+      **point.tree, **(compared or {'equal_to_ar': None, 'first_diff': None, 'diff_cause': None}),
       'error': next((error for error in errors if error), None),
   }
   if not method.drafts:

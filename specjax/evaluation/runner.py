@@ -19,7 +19,9 @@ from specjax.decode import inputs
 from specjax.decode import memory
 from specjax.decode import run
 from specjax.decode import speculative
+from specjax.evaluation import drafting
 from specjax.evaluation import methods
+from specjax.evaluation import parts
 from specjax.evaluation import provenance
 from specjax.evaluation import rows
 from specjax.metrics import timing
@@ -78,11 +80,15 @@ class PairRunner:
     force_length: ignore EOS, so that every row generates `max_new_tokens`.
     detail: 'summary' records what the rules did, 'none' nothing.
     chat_template: how questions are put, 'none' or a key of `framing.TEMPLATES`.
+    load_part: (role, pair) -> (network, parameters) of a part that a method needs beside the two models, None where there
+      is none.
   """
 
-  def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length, detail='none', chat_template='none'):
+  def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length, detail='none', chat_template='none',
+               load_part=lambda role, pair: None):
     self.name = pair.name
     self._pair = pair
+    self._load_part = load_part
     self._checkpoint_sha256 = checkpoint_sha256
     self._dtype = dtype
     self._bonus = bonus
@@ -170,10 +176,24 @@ class PairRunner:
             len({(jax.tree.structure(decoder), batch) for decoder, batch in decoders}))
 
   def decoder(self, point):
-    """(decoder, params) of a point; the knobs are leaves, so their values do not matter to the executable."""
+    """(decoder, params) of a point; the knobs are leaves, so their values do not matter to the executable.
+
+    Raises:
+      ConfigError: the pair lacks a part that the method needs.
+    """
+    method = methods.lookup(point.method)
     return methods.build_decoder(
-        self._pair, methods.lookup(point.method), knob=dict(point.knob),
+        self.pair_with(method.needs), method, knob=dict(point.knob),
         setting=methods.Setting(point.num_draft_tokens, self._bonus, self._detail))
+
+  def pair_with(self, roles):
+    """The pair, with those parts of some roles that there are; each is read once, when it is first asked for."""
+    for role in roles:
+      if role in parts.ROLES and role not in self._pair.parts:
+        found = self._load_part(role, self._pair)
+        if found is not None:
+          self._pair = self._pair.with_part(role, *found)
+    return self._pair
 
   def memory_parts(self, point, shape):
     """Name -> bytes that a batch needs beside the parameters (already loaded), without compiling anything."""
@@ -182,10 +202,30 @@ class PairRunner:
 
   def step_costs(self, shape):
     """Role -> weight bytes read per pass, flops per token, and cache bytes of one row at full capacity."""
-    return {role: self._step_cost(role, shape) for role in ('target', 'drafter')}
+    found = {role: self._step_cost(role, shape) for role in ('target', 'drafter')}
+    if hasattr(self._pair.target, 'first_layers'):
+      found['layers'] = self._step_cost('layers', shape)
+    found['rescorer'] = found['drafter']  # What rescores where there is no other.
+    for role, num_heads in (('heads', None), ('autoregressive_head', 1)):
+      if role in self._pair.parts:
+        found[role] = self._heads_cost(role, num_heads or self._pair.parts[role].num_heads, shape)
+    return found
+
+  def _heads_cost(self, role, num_heads, shape):
+    """Heads read themselves, and the target's output table, which each of them ends in; the cache of one is left out."""
+    target, heads = self._pair.target, self._pair.params[role]
+    table = target.embed_dim * target.vocab_size
+    return {
+        'weight_bytes': memory.tree_bytes(heads) + table * jnp.dtype(self._dtype).itemsize, 'cache_bytes_per_row': 0,
+        'capacity': shape.capacity,
+        'flops_per_token': 2 * (sum(int(leaf.size) for leaf in jax.tree.leaves(heads)) + num_heads * table)}
 
   def _step_cost(self, role, shape):
-    params, model = self._pair.params[role], getattr(self._pair, role)
+    if role == 'layers':
+      model = drafting.early_layers(self._pair.target)
+      params = _under(jax.eval_shape(model.init, jax.random.key(0)), self._pair.params['target'])
+    else:
+      params, model = self._pair.params[role], getattr(self._pair, role)
     read = [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params) if _is_read(path, params)]
     requests = self._requests(None, [], shape, batch=1)
     cache = jax.eval_shape(lambda p, prompt: model.prefill(p, prompt, shape.capacity)[1], params, requests.prompt)
@@ -236,6 +276,12 @@ class PairRunner:
       raise SpecjaxError(what='rows still running after max_new_tokens rounds', where=point.label)
     return rows.Generation(collected, prefill_seconds, decode_seconds)
 
+  def collect(self, decoder, params, point, questions, shape):
+    """`run.Collected` of one batch by any decoder of this pair, sampled and sized as a point says; not timed."""
+    requests = jax.device_put(self._requests(point, questions, shape))
+    state = run.prefill(decoder, params, requests, capacity=shape.capacity)
+    return run.collect(run.decode(decoder, params, state, max_steps=decoder.num_phases * shape.max_new_tokens))
+
   def is_tie(self, question, tokens, other, position, shape):
     """Whether the target cannot tell two greedy outputs apart at the first `position` where they differ.
 
@@ -248,10 +294,10 @@ class PairRunner:
 
   def _logits_behind(self, prompt, generated, shape):
     """float32[V] of the target behind `prompt` and `generated`; everything is padded, so that it compiles once."""
-    batch, first = self._teacher_forced(prompt, generated, encoder_width=shape.width, width=shape.capacity)
+    batch, first = self.teacher_forced(prompt, generated, encoder_width=shape.width, width=shape.capacity)
     return np.asarray(self._forward(self._pair.params['target'], batch)[0, first + len(generated)])
 
-  def _teacher_forced(self, prompt, generated, *, encoder_width, width):
+  def teacher_forced(self, prompt, generated, *, encoder_width, width):
     """(`TrainingBatch` of one padded row with prompt and continuation, the position that predicts its first token)."""
     def padded(tokens, width):
       found = np.zeros((2, 1, width), np.int32)
@@ -290,7 +336,7 @@ class PairRunner:
     for role, kept in found.items():
       score = jax.jit(functools.partial(_score_tokens, getattr(self._pair, role)))
       for question, (tokens, text) in zip(questions, references, strict=True):
-        batch, first = self._teacher_forced(question.prompt, tokens, encoder_width=encoder_width, width=width)
+        batch, first = self.teacher_forced(question.prompt, tokens, encoder_width=encoder_width, width=width)
         log_probs, is_best = (np.asarray(array)[0, first:first + len(tokens)]
                               for array in score(self._pair.params[role], batch))
         kept.append(Likelihood(float(log_probs.astype(np.float64).sum()), len(tokens),
@@ -321,6 +367,13 @@ def _before_rounds(decoder):
   return decoder
 
 
+def _under(kept, params):
+  """What of the nested dict `params` has a place in the nested dict `kept`."""
+  if not isinstance(kept, dict):
+    return params
+  return {name: _under(kept[name], leaf) for name, leaf in params.items() if name in kept}
+
+
 def _is_read(path, params):
   """Whether a parameter is read in every decoding pass: not the encoder's, nor the cross-attention's keys and values
   (cached), nor an input table beside a head of its own."""
@@ -330,13 +383,16 @@ def _is_read(path, params):
   return not ('head' in params and 'embed' in names[0])
 
 
-def load_runner(name, *, dtype, bonus, force_length, detail, vocabulary='same', chat_template='auto', is_outline=False):
+def load_runner(
+    name, *, dtype, bonus, force_length, detail, vocabulary='same', chat_template='auto', heads=None,
+    autoregressive_head=None, ngrams=(), is_outline=False):
   """The `PairRunner` of a built-in pair, or of the two checkpoints TARGET::DRAFTER.
 
   Args:
     name: of the pair.
     dtype, bonus, force_length, detail, vocabulary: as in `evaluate.evaluate`.
     chat_template: one of `framing.CHOICES`; 'auto' is what the target's folder says.
+    heads, autoregressive_head, ngrams: files of parts, as in `evaluate.evaluate`.
     is_outline: whether shapes stand for the parameters: it knows all sizes and cannot generate.
 
   Raises:
@@ -357,7 +413,9 @@ def load_runner(name, *, dtype, bonus, force_length, detail, vocabulary='same', 
       digest = provenance.sha256_of_files(directory.glob('*'))
   return PairRunner(
       pair, checkpoint_sha256=digest, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail,
-      chat_template='none' if chat_template == 'auto' else chat_template)
+      chat_template='none' if chat_template == 'auto' else chat_template,
+      load_part=parts.loader(name, dtype=jnp.dtype(dtype), files={
+          'heads': heads, 'autoregressive_head': autoregressive_head, 'ngrams': ngrams}))
 
 
 def _outline_of(name, dtype):

@@ -20,13 +20,14 @@ from specjax.decode import memory
 from specjax.evaluation import grid
 from specjax.evaluation import likelihoods
 from specjax.evaluation import methods as methods_lib
+from specjax.evaluation import parts
 from specjax.evaluation import row_log
 from specjax.evaluation import rows as rows_lib
 
 LOG = logging.getLogger('specjax.eval')
 
 RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
-_OPTIONAL_SETTINGS = {'vocabulary': 'same', 'chat_template': 'auto'}
+OPTIONAL_SETTINGS = {'vocabulary': 'same', 'chat_template': 'auto', **parts.ARGUMENTS}
 
 
 class Measured(NamedTuple):
@@ -115,7 +116,7 @@ class Sweep:
   def _load(self, pair, blocks):
     """(runner, questions by task, shape) of a pair."""
     settings = {name: self._config[name] for name in RUNNER_SETTINGS}
-    for name, default in _OPTIONAL_SETTINGS.items():  # A runner without checkpoints of the user need not know them.
+    for name, default in OPTIONAL_SETTINGS.items():  # A runner without checkpoints of the user need not know them.
       if self._config.get(name, default) != default:
         settings[name] = self._config[name]
     runner = self._load_runner(pair, **settings)
@@ -234,7 +235,7 @@ class Sweep:
     offset = 0
     for answer, expected in zip(answers, baseline, strict=True):
       found = rows_lib.agreement(
-          answer.tokens, expected, lossless=methods_lib.lookup(point.method).lossless,
+          answer.tokens, expected, lossless=methods_lib.lookup(point.method).keeps_greedy,
           is_tie=lambda position, answer=answer, expected=expected: runner.is_tie(
               answer.question, answer.tokens, expected, position, shape))
       if not found['equal_to_ar']:
@@ -252,9 +253,9 @@ class Sweep:
 def largest(points):
   """Some of the points, of which one holds the most memory.
 
-  What a point holds depends on K and the batch; the first of each is the largest (the target's own).
+  What a point holds depends on the tokens it verifies and the batch; the first of each is the largest (the target's own).
   """
-  return list({(point.num_draft_tokens, point.batch): point for point in reversed(points)}.values())
+  return list({(point.num_nodes, point.batch): point for point in reversed(points)}.values())
 
 
 def ask(examples, runner, *, first=0):

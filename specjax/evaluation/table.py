@@ -10,8 +10,8 @@ _CONTROL = re.compile(
     r'[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]')
 
 COLUMNS = (
-    'pair', 'task', 'method', 'follows', 'n', 'T', 'top-p', 'B', 'K', 'AL', 'accepted/step', 'acceptance rate',
-    'deferral rate', 'rejection rate', 'predicted', 'TV to target', 'tok/s AR', 'tok/s', 'speedup [95 % CI]', '% limit AR',
+    'pair', 'task', 'method', 'follows', 'n', 'T', 'top-p', 'B', 'K', 'AL', 'block efficiency', 'accepted/step',
+    'acceptance rate', 'deferral rate', 'rejection rate', 'predicted', 'TV to target', 'tok/s AR', 'tok/s', 'speedup [95 % CI]', '% limit AR',
     '% limit', 'quality AR', 'quality [95 % CI]', 'equal to AR',
 )
 # Those that are empty without `--detail=summary`.
@@ -78,7 +78,8 @@ def cells(series, baseline):
   return (
       series.pair, series.task, method_label(series), follows(series.method), str(series.prompts),
       f'{series.temperature:g}', f'{series.top_p:g}', str(series.batch), drafted(str(series.num_draft_tokens)),
-      drafted(number(efficiency.mean_acceptance_length(counts))), drafted(number(efficiency.accepted_per_step(counts))),
+      drafted(number(efficiency.mean_acceptance_length(counts))), drafted(number(efficiency.block_efficiency(counts))),
+      drafted(number(efficiency.accepted_per_step(counts))),
       drafted(number(efficiency.acceptance_rate(counts))), number(series.deferral_rate, 3), drafted(rejected),
       predicted(series), number(series.tv_to_target, 3), number(baseline and baseline.output_tok_s, 0),
       number(series.output_tok_s, 0), with_interval(series.speedup, unit='x'),

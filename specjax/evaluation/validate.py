@@ -197,7 +197,8 @@ def _outline(name, given, checklist):
     sound = [checklist.passes(loaded.outline, path, dtype=jnp.dtype(given['dtype'])) for path in paths]
     if len(sound) < 2 or not all(sound):
       return None
-  settings = {setting: given[setting] for setting in (*sweep.RUNNER_SETTINGS, 'vocabulary', 'chat_template')}
+  settings = {setting: given[setting] for setting in sweep.RUNNER_SETTINGS}
+  settings |= {setting: given.get(setting, default) for setting, default in sweep.OPTIONAL_SETTINGS.items()}
   return checklist.attempt(runner_lib.load_runner, name, **settings, is_outline=True)
 
 

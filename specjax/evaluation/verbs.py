@@ -8,6 +8,7 @@ from specjax.core.errors import ConfigError
 from specjax.evaluation import calibrate
 from specjax.evaluation import certify
 from specjax.evaluation import compare as compare_lib
+from specjax.evaluation import drafts
 from specjax.evaluation import evaluate
 from specjax.evaluation import listing
 from specjax.evaluation import report
@@ -25,6 +26,8 @@ SWEEP = {
 SINGLE = {
     'pairs': 'pair', 'tasks': 'task', 'methods': 'method', 'output_dir': 'output_path',
     'num_speculative_tokens': 'num_draft_tokens'}
+SINGLE_PAIR = {'pairs': 'pair', 'tasks': 'task', 'method': 'methods', 'output_dir': 'output_path', 'limit': 'max_samples',
+               'num_speculative_tokens': 'num_draft_tokens'}
 RESULTS = {'output_dir': 'output_path'}
 
 
@@ -90,6 +93,7 @@ VERBS = {
     'validate': Verb(evaluate.evaluate, SWEEP, 'eval.gin', max_words=1),
     'calibrate': Verb(calibrate.calibrate, SINGLE, 'calibrate.gin'),
     'certify': Verb(certify.certify, SINGLE, 'certify.gin'),
+    'drafts': Verb(drafts.drafts, SINGLE_PAIR, 'drafts.gin'),
     'compare': Verb(compare, RESULTS, max_words=2),
     'plot': Verb(plot, RESULTS, max_words=1),
     'list': Verb(listing.text, {}, max_words=1),

@@ -101,7 +101,7 @@ def enumerate_structure(
       breaks = ()
       if isinstance(decoder, routed.RoutedDecoder) and hasattr(decoder.router, 'rate'):
         breaks = [(float(decoder.router.rate),)] * len(requests)
-      joint = enumeration.Enumerator(rows=256, policy_breaks=breaks, **phases).joint(
+      joint = enumeration.Enumerator(rows=256, policy_breaks=breaks, test_order=_test_order(decoder), **phases).joint(
           decoder, toys.params, exactness.arrays(requests, vocab_size=vocab_size),
           capacity=exactness.capacity(decoder, requests))
       for row in range(len(requests)):
@@ -166,8 +166,10 @@ def token_law(decoder: Any) -> Callable[..., Any] | None:
   """(warp, target logits, drafter logits of a prefix) -> law of the next token given the emitted ones; None without one.
 
   Speculative decoding with the rule's law at the bonus position has one, and so has a token cascade. With `bonus='target'`
-  the law depends on where rounds begin, and a sequence cascade judges whole answers.
+  and under typical acceptance the law depends on where rounds begin, and a sequence cascade judges whole answers.
   """
+  if isinstance(getattr(decoder, 'verifier', None), speculative.TypicalVerifier):
+    return None
   if isinstance(decoder, speculative.SpeculativeDecoder) and (decoder.bonus == 'rule' or decoder.num_draft_tokens == 0):
     goal, _ = part_oracles.goal_of(decoder.rule)
     return lambda warp, target, drafter: oracles.Laws(warp, target, drafter, rule=goal).goal
@@ -182,6 +184,21 @@ def token_law(decoder: Any) -> Callable[..., Any] | None:
     return law
 
   return cascade
+
+
+def _test_order(decoder):
+  """The nodes of a tree, from 0, in the order in which they are tested; None for chains, whose tests stand for themselves."""
+  shape = getattr(getattr(decoder, 'drafter', None), 'shape', None)
+  if shape is None:
+    return None
+  if not isinstance(decoder.verifier, speculative.TraversalVerifier):
+    return tuple(range(shape.num_nodes))
+
+  def below(node):
+    children = [child for child in range(1, shape.num_nodes + 1) if shape.parents[child - 1] == node]
+    return [test for child in children for test in (*below(child), child - 1)]
+
+  return tuple(below(0))
 
 
 def _toy_requests(vocab_size, sampling, family):

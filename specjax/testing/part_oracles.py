@@ -40,6 +40,7 @@ _ROUTERS = {
     routers.RandomRouter: lambda router: routing_oracles.random(router.rate),
     routers.DiffOracle: lambda router: routing_oracles.difference(router.threshold),
 }
+_EXACT_ON_TREES = (speculative.RecursiveVerifier, speculative.TraversalVerifier, speculative.KSequentialVerifier)
 _STOPPING = {
     stopping.MaxProbability: lambda threshold, law, own: law.max() < threshold,
     stopping.Entropy: lambda threshold, law, own: -np.sum(law[law > 0] * np.log(law[law > 0])) > threshold,
@@ -86,6 +87,8 @@ def law_of(decoder: Any, oracle: Any, row: int) -> tuple[oracles.RoundStructured
   if isinstance(decoder, speculative.SpeculativeDecoder):
     goal, independent = goal_of(decoder.rule)
     laws = oracle.laws(row, goal=goal, bonus=decoder.bonus)
+    if isinstance(decoder.verifier, _EXACT_ON_TREES) and (decoder.bonus == 'rule' or decoder.rule.is_lossless):
+      return oracles.RoundStructured(oracles.product_law(laws.goal, **limits), {}), independent
     verifiers = {speculative.TokenVerifier: 'token', speculative.BlockVerifier: 'block'}
     if type(decoder.verifier) not in verifiers:
       raise NotImplementedError(f'no oracle of the verifier {type(decoder.verifier).__name__}')

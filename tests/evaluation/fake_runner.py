@@ -126,7 +126,7 @@ class FakeRunner:
   def _row(self, point, question, limit):
     """(tokens, steps, accepted per step, target calls) of one question."""
     rate, quality, deferral = self._law(point)
-    exact = methods.lookup(point.method).lossless and point.sampling.temperature == 0
+    exact = methods.lookup(point.method).keeps_greedy and point.sampling.temperature == 0
     seed = self.address(self.name, question.id, '' if exact else point.point_id, *[question.turn] * bool(question.turn))
     generator = np.random.default_rng(seed)
     count = limit if self._force_length else int(generator.integers(limit // 3, limit))

@@ -11,7 +11,7 @@ import pytest
 import fake_runner
 from specjax.core import checks
 from specjax.core import types
-from specjax.core.errors import LimitError
+from specjax.core.errors import ConfigError, LimitError
 from specjax.decode import memory
 from specjax.decode import pair as pair_lib
 from specjax.evaluation import calibrate
@@ -22,11 +22,17 @@ from specjax.evaluation import report
 from specjax.evaluation import row_log
 from specjax.evaluation import rows
 from specjax.evaluation import runner
+from specjax.models import autoregressive_head
+from specjax.models import gemma
+from specjax.models import heads as heads_lib
+from specjax.models import t5
 from specjax.tasks import answer_ends
 from specjax.tasks import judges
 from specjax.tasks import synthetic
 from specjax.tasks import vocabulary
+from specjax.testing import exactness
 from specjax.testing import toy
+from specjax.training import ngram_counts
 
 
 @functools.cache
@@ -40,9 +46,38 @@ def _pair(family):
       name='toy', family=family, target=target, drafter=drafter, params=params, tokenizer=tokenizer)
 
 
-def _runner(family='decoder-only', *, dtype='float32', bonus='rule', force_length=True, detail='none'):
+@functools.cache
+def _pair_with_parts(family):
+  """Small models of the real families, and heads on the target."""
+  tokenizer = vocabulary.load_builtin_tokenizer()
+  if family == 'decoder-only':
+    model = lambda layers: gemma.DecoderLM(gemma.DecoderConfig(
+        vocab_size=tokenizer.vocab_size, embed_dim=16, hidden_dim=24, num_heads=2, num_kv_heads=1, head_dim=8,
+        layer_kinds=(gemma.LOCAL, gemma.GLOBAL)[:layers], activation='gelu', window=24))
+  else:
+    model = lambda layers: t5.T5LM(t5.T5Config(
+        vocab_size=tokenizer.vocab_size, embed_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_encoder_layers=1,
+        num_decoder_layers=layers, mlp='gated_gelu', tied_head=False, scale_logits=False))
+  target, drafter = model(2), model(1)
+  params = {role: exactness.random_params(one, seed, dtype=np.float32)
+            for seed, (role, one) in enumerate((('target', target), ('drafter', drafter)))}
+  pair = pair_lib.Pair(name='small', family=family, target=target, drafter=drafter, params=params, tokenizer=tokenizer)
+  heads = heads_lib.DraftHeads(heads_lib.HeadsConfig(kind='medusa', num_heads=4, embed_dim=16))
+  pair = pair.with_part('heads', heads, exactness.random_params(heads, 5, dtype=np.float32))
+  head = autoregressive_head.AutoregressiveHead(autoregressive_head.AutoregressiveHeadConfig(
+      embed_dim=16, hidden_dim=24, num_heads=2, num_kv_heads=1, head_dim=8))
+  pair = pair.with_part('autoregressive_head', head, exactness.random_params(head, 6, dtype=np.float32))
+  text = [np.random.RandomState(0).randint(4, 896, 400).tolist()]
+  for order in (2, 4):
+    pair = pair.with_part(f'ngrams_{order}', order, ngram_counts.train(
+        text, order=order, vocab_size=896, discount_fallback=ngram_counts.FALLBACK))
+  return pair
+
+
+def _runner(family='decoder-only', *, dtype='float32', bonus='rule', force_length=True, detail='none', with_parts=False, **more):
   return runner.PairRunner(
-      _pair(family), checkpoint_sha256=None, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail)
+      _pair_with_parts(family) if with_parts else _pair(family), checkpoint_sha256=None, dtype=dtype, bonus=bonus,
+      force_length=force_length, detail=detail, **more)
 
 
 def _questions(made, count):
@@ -106,11 +141,21 @@ def test_sizes_are_known_without_running_anything():
   assert len(made.compile_log()) == before
 
 
-@pytest.mark.parametrize('name', list(methods.METHODS))
+# Of the drafting methods, each of which compiles a loop of its own, those that run by default.
+SHORT = ('prompt_lookup', 'blockwise_2gram', 'medusa_typical')
+DRAFTING = [name for name, method in methods.METHODS.items() if method.group == 'drafting']
+
+
+def costly(*arguments):
+  """The parameters of a test, run nightly unless the method is one of `SHORT`."""
+  return pytest.param(*arguments, marks=() if arguments[0] in SHORT else pytest.mark.nightly)
+
+
+@pytest.mark.parametrize('name', [costly(name) if name in DRAFTING else name for name in methods.METHODS])
 def test_every_method_decodes_and_its_numbers_are_sound(name):
   method = methods.lookup(name)
   family = 'encoder-decoder' if len(name) % 2 else 'decoder-only'
-  made = _runner(family, detail='summary')
+  made = _runner(family, detail='summary', with_parts=bool(method.needs))
   asked = _questions(made, 3)
   points = grid.blocks(
       pairs=['toy'], tasks=['synthetic'], methods=[name], thresholds={name: method.thresholds[2:4]} if method.knobs else {},
@@ -126,11 +171,61 @@ def test_every_method_decodes_and_its_numbers_are_sound(name):
         scores=None, score_name=None, model_id='m') for row, question in enumerate(asked)]
     assert all(row['emitted'] == 7 and row['error'] is None for row in built)
     assert all(row['deferral_rate'] is None or -1e-6 <= row['deferral_rate'] <= 1 + 1e-6 for row in built)
-    if method.drafts:
+    for row in built:
+      nodes = method.num_nodes(2) if method.drafts else 0
+      assert row['target_calls'] <= row['verified_tokens'] <= row['target_calls'] + row['steps'] * nodes
+      assert ('tree' in row) == method.is_tree
+    if method.drafts and not method.is_tree:
       assert all(abs(row['deferral_rate'] - 1) < 1e-6 for row in built if method.lossless and row['evaluated'])
       assert all(-1e-6 <= row[field] <= 1 + 1e-6 for row in built if row['evaluated']
                  for field in ('overlap', 'tv_to_target', 'tv_goal_drafter'))
     assert len(made.compile_log()) - before <= 2  # one prefill, one decode, whatever the knob
+
+
+@pytest.mark.parametrize('name, family', [
+    costly(name, family) for name in DRAFTING for family in ('decoder-only', 'encoder-decoder')])
+def test_greedy_output_of_every_drafting_method_is_the_targets(name, family):
+  made = _runner(family, with_parts=True)
+  asked = _questions(made, 3)
+  points = grid.blocks(
+      pairs=['small'], tasks=['synthetic'], methods=['autoregressive', name], thresholds={}, num_draft_tokens=[3],
+      samplings=[checks.SamplingParams(temperature=0.0)], seeds=[0], batch_sizes=[3])[0].points[:2]
+  shape = made.shape(asked, max_new_tokens=9, points=points)
+  plain, drafted = (made.generate(point, asked, shape) for point in points)
+  for row in range(3):
+    assert rows.generated_tokens(plain.collected, row) == rows.generated_tokens(drafted.collected, row)
+
+
+@pytest.mark.parametrize('name, text', [
+    ('blockwise', 'blockwise on a pair without draft heads.*--heads=FILE'), ('medusa_typical', "the part 'heads'"),
+    ('early_exit', 'without layers')])
+def test_a_part_that_is_missing_is_named_before_anything_compiles(name, text):
+  made = _runner()
+  point = dataclasses.replace(_points()[0].points[1], method=name, knob=(('epsilon', 0.1),) if name == 'medusa_typical' else ())
+  before = len(made.compile_log())
+  with pytest.raises(ConfigError, match=text):
+    made.shape(_questions(made, 2), max_new_tokens=4, points=[point])
+  assert len(made.compile_log()) == before
+
+
+def test_a_part_is_loaded_when_it_is_first_asked_for():
+  asked, parts = [], _pair_with_parts('decoder-only')
+  load = lambda role, pair: (asked.append(role), (parts.parts[role], parts.params[role]))[1]
+  bare = dataclasses.replace(parts, parts={}, params={role: parts.params[role] for role in ('target', 'drafter')})
+  made = runner.PairRunner(bare, checkpoint_sha256=None, dtype='float32', bonus='rule', force_length=True, load_part=load)
+  points = {name: dataclasses.replace(_points()[0].points[1], method=name) for name in ('speculative', 'blockwise')}
+  made.decoder(points['speculative'])
+  assert not asked
+  for _ in range(2):
+    made.decoder(points['blockwise'])
+  assert asked == ['heads']
+  shape = made.shape(_questions(made, 1), max_new_tokens=4, points=list(points.values()))
+  costs = made.step_costs(shape)
+  assert set(costs) == {'target', 'drafter', 'rescorer', 'layers', 'heads'}
+  assert costs['drafter']['weight_bytes'] < costs['target']['weight_bytes'] > costs['layers']['weight_bytes']
+  table = 16 * 896
+  assert costs['heads']['weight_bytes'] == 4 * (4 * 16 * 16 + 4 * 16 + table)
+  assert costs['heads']['flops_per_token'] == 2 * (4 * 16 * 16 + 4 * 16 + 4 * table)
 
 
 def test_rules_share_one_prefill():
@@ -316,3 +411,14 @@ def test_more_tokens_than_a_model_was_made_for_are_refused():
   with pytest.raises(LimitError, match='max_length 128'):
     made.shape(asked, max_new_tokens=129 - longest, points=points)
   assert made.shape(asked, max_new_tokens=128 - longest, points=points).max_new_tokens == 128 - longest
+
+
+def test_a_run_without_filters_has_programs_without_them_and_the_same_tokens():
+  made = _runner()
+  asked = _questions(made, 3)
+  points = _points(temperatures=(0.7,))[0].points
+  shape = made.shape(asked, max_new_tokens=5, points=points)
+  assert not shape.may_truncate
+  point = points[1]
+  without, with_filters = (made.generate(point, asked, shape._replace(may_truncate=choice)) for choice in (False, True))
+  np.testing.assert_array_equal(without.collected.tokens, with_filters.collected.tokens)

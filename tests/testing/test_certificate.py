@@ -9,8 +9,10 @@ import specjax
 from specjax.core import checks
 from specjax.core import types
 from specjax.decode import pair as pair_lib
+from specjax.decode import speculative
 from specjax.evaluation import methods
 from specjax.testing import certificate
+from specjax.testing import exactness
 from specjax.testing import part_oracles
 from specjax.testing import toy
 
@@ -59,13 +61,30 @@ def test_every_method_of_a_sweep_has_an_oracle():
   toys = toy.toy_pair(vocab_size=3, seed=0)
   pair = pair_lib.Pair(target=toys.target, drafter=toys.drafter, params=toys.params, family='decoder-only')
   for method in methods.METHODS.values():
-    if method.model == 'drafter':
+    if method.model == 'drafter' or method.needs:  # The toys have no layers to leave behind and no heads.
       continue
     values = method.thresholds[0] if method.thresholds else ()
     knob = dict(zip(method.knob_names, values if isinstance(values, tuple) else (values,)))
     decoder = method.build(knob, methods.Setting(2, 'rule', 'none'))(pair)
     rule = getattr(decoder, 'rule', None)
     assert rule is None or part_oracles.goal_of(rule)[1], method.name
+
+
+@pytest.mark.parametrize('name', ['speculative_tree', 'speculative_tree_traversal', 'prompt_lookup'])
+def test_a_drafting_method_is_exact_on_toys(name):
+  method = methods.lookup(name).build({}, methods.Setting(1, 'rule', 'none'))
+  found = certificate.enumerate_structure(method, family='decoder-only', sampling=SAMPLING, seeds=(1,))
+  assert found.holds and found.is_independent and found.configurations == 4, found
+
+
+def test_typical_acceptance_has_no_law_of_single_tokens():
+  verifier = speculative.TypicalVerifier(epsilon=0.09, delta=0.3)
+  decoder = specjax.speculative_tree(shape=(2,), verifier=verifier)(toy.toy_pair(vocab_size=3, seed=0))
+  assert certificate.token_law(decoder) is None
+  with pytest.raises(NotImplementedError, match='TypicalVerifier'):
+    part_oracles.law_of(decoder, exactness.Oracle.of(
+        [exactness.Request(prompt=(1,), max_new_tokens=1)], target=decoder.target, drafter=None,
+        params=toy.toy_pair(vocab_size=3, seed=0).params), 0)
 
 
 def test_a_rule_of_the_user_is_acted_out():
