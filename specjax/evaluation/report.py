@@ -76,10 +76,7 @@ def write(directory):
   exports.write_vllm_metrics(directory, every)
   drafting_table.write(directory, drafting)
   text = table.markdown(every)
-  facts = _facts(directory, rows, run, every, matched, figures, text, damage)
-  facts['drafting'] = [{'title': found.title, 'text': drafting_table.text(found), 'blocks': drafting_table.blocks(found)} for found in drafting]
-  facts['analyses'] = [{'title': f'{found["config"]["pair"]} · {found["config"]["task"]}', 'text': drafts.text(found),
-                        'work': analysis_plots.work_table(found)} for found in analyses]
+  facts = _facts(directory, rows, run, every, matched, figures, text, damage, drafting=drafting, analyses=analyses)
   environment = make_environment()
   output.write_text(directory / 'report.md', _markdown(environment, facts))
   output.write_text(directory / 'report.html', _html(environment, facts))
@@ -212,7 +209,7 @@ def caption(series, run):
   return table.printable(' · '.join(part for part in parts if part) + '.')
 
 
-def _facts(directory, rows, run, every, matched, figures, text, damage):
+def _facts(directory, rows, run, every, matched, figures, text, damage, *, drafting=(), analyses=()):
   """What the templates print."""
   sessions = run.get('sessions', [])
   pairs = list(dict.fromkeys(s.pair for s in every))
@@ -231,6 +228,10 @@ def _facts(directory, rows, run, every, matched, figures, text, damage):
       'unjudged': sum(s.is_unjudged for s in every),
       'compared': sum(not s.is_baseline and s.speedup.estimate is not None for s in every),
       'matched': _matched(matched), 'matched_columns': table.matched_columns(matched_lib.FRACTIONS),
+      'drafting': [{'title': found.title, 'text': drafting_table.text(found), 'blocks': drafting_table.blocks(found)}
+                   for found in drafting],
+      'analyses': [{'title': f'{found["config"]["pair"]} · {found["config"]["task"]}', 'text': drafts.text(found),
+                    'work': analysis_plots.work_table(found)} for found in analyses],
       'theory': _theory(every), 'categories': _categories(every), 'corpus': _corpus(every),
       'corpus_text': _corpus_text(every), 'samples': _samples(directory, rows),
       'errors': [row for row in rows if row['error']][:10], 'definitions': exports.METRIC_DEFINITIONS,

@@ -141,14 +141,14 @@ def test_sizes_are_known_without_running_anything():
   assert len(made.compile_log()) == before
 
 
-# Of the drafting methods, each of which compiles a loop of its own, those that run by default.
-SHORT = ('prompt_lookup', 'blockwise_2gram', 'medusa_typical')
+# Of the drafting methods, each of which compiles a loop of its own, what runs by default.
+SHORT = (('blockwise_2gram',), ('medusa_typical', 'decoder-only'))
 DRAFTING = [name for name, method in methods.METHODS.items() if method.group == 'drafting']
 
 
 def costly(*arguments):
-  """The parameters of a test, run nightly unless the method is one of `SHORT`."""
-  return pytest.param(*arguments, marks=() if arguments[0] in SHORT else pytest.mark.nightly)
+  """The parameters of a test, run nightly unless they are one of `SHORT`."""
+  return pytest.param(*arguments, marks=() if arguments in SHORT else pytest.mark.nightly)
 
 
 @pytest.mark.parametrize('name', [costly(name) if name in DRAFTING else name for name in methods.METHODS])
