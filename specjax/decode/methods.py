@@ -60,7 +60,8 @@ def speculative(
   def drafter_of(pair):
     return model_drafter.ModelDrafter(
         model=widened(pair.drafter, num_draft_tokens + 1), num_draft_tokens=num_draft_tokens,
-        max_draft_tokens=max_draft_tokens, stopping=stopping)
+        max_draft_tokens=max_draft_tokens, stopping=stopping,
+        with_features=getattr(rule, 'needs_drafter_features', False))
 
   options = dict(rule=rule, bonus=bonus, verifier=verifier, recorder=recorder, with_log_probs=with_log_probs)
   loop = drafting(drafter_of, **options)

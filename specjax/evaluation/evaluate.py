@@ -40,8 +40,9 @@ def evaluate(
     num_fewshot: int | Mapping[str, int] = 0, input_key: str = 'inputs', target_key: str = 'targets',
     allow_code_execution: bool = False, vocabulary: str = 'same', chat_template: str = 'auto',
     heads: str | None = None, autoregressive_head: str | None = None, ngrams: Sequence[str] = (),
-    stop_at_answer_end: bool = True, resume: bool = False, overwrite: bool = False, profile: bool = False,
-    operative_config: str | None = None, compilation_cache: Mapping | None = None, load_runner=runner_lib.load_runner,
+    stop_at_answer_end: bool = True, share_executables: bool = False, resume: bool = False, overwrite: bool = False,
+    profile: bool = False, operative_config: str | None = None, compilation_cache: Mapping | None = None,
+    load_runner=runner_lib.load_runner,
 ):
   """The directory with the finished run's rows.
 
@@ -79,12 +80,14 @@ def evaluate(
       show; an answer that begins with its end is empty then. Otherwise models run on, and the text is cut there.
     force_length: ignore EOS and ends of answers, for speed alone; nothing is scored, so methods that change the law are
       refused.
+    share_executables: methods whose rules alone differ run one executable that chooses among them by number: a third less to
+      compile, and a branch inside the timed loop.
     output_path: directory of the run.
     resume, overwrite: what to do with results that are there.
     profile: also write a profiler trace of one generation per structure.
     operative_config, compilation_cache: kept in run.json.
     load_runner: (name, *, dtype, bonus, force_length, detail and, where they are not at their defaults, vocabulary,
-      chat_template and files of parts) -> a `runner.PairRunner`.
+      chat_template, files of parts and together) -> a `runner.PairRunner`.
 
   Raises:
     ConfigError, ParamError, PromptError, LimitError: before anything compiles.

@@ -142,6 +142,12 @@ class Method:
     """The knobs' names, in order."""
     return tuple(knob.name for knob in self.knobs)
 
+  @property
+  def first_knob(self):
+    """Knob values by name at the first point of its sweep; {} without knobs."""
+    first = self.thresholds[0] if self.thresholds else ()
+    return dict(zip(self.knob_names, first if isinstance(first, tuple) else (first,), strict=True))
+
 
 def _alone(model):
   return lambda knob, setting: lambda pair: autoregressive.decoder(getattr(pair, model)).replace(with_log_probs=False)

@@ -24,6 +24,7 @@ from specjax.evaluation import methods
 from specjax.evaluation import parts
 from specjax.evaluation import provenance
 from specjax.evaluation import rows
+from specjax.evaluation import sharing
 from specjax.metrics import timing
 from specjax.pairs import builtin
 from specjax.pairs import loaded
@@ -46,12 +47,14 @@ class Shape(NamedTuple):
     max_new_tokens: tokens generated at most.
     capacity: slots of a full cache layer.
     stops: how many token sequences end an answer, at most, and tokens of the longest.
+    may_truncate: whether any point has top-k, top-p or min-p.
   """
 
   width: int
   max_new_tokens: int
   capacity: int
   stops: tuple[int, int] = (0, 0)
+  may_truncate: bool = True
 
 
 class Likelihood(NamedTuple):
@@ -82,13 +85,15 @@ class PairRunner:
     chat_template: how questions are put, 'none' or a key of `framing.TEMPLATES`.
     load_part: (role, pair) -> (network, parameters) of a part that a method needs beside the two models, None where there
       is none.
+    together: names of methods that share an executable where only their rules differ.
   """
 
   def __init__(self, pair, *, checkpoint_sha256, dtype, bonus, force_length, detail='none', chat_template='none',
-               load_part=lambda role, pair: None):
+               load_part=lambda role, pair: None, together=()):
     self.name = pair.name
     self._pair = pair
     self._load_part = load_part
+    self._together = tuple(together)
     self._checkpoint_sha256 = checkpoint_sha256
     self._dtype = dtype
     self._bonus = bonus
@@ -150,7 +155,8 @@ class PairRunner:
     slack = max(self.decoder(point)[0].slack for point in {point.structure: point for point in points}.values())
     ends = [self._answer_ends(question) for question in questions]
     stops = max(map(len, ends)), max(map(answer_ends.longest, ends))
-    return Shape(width, max_new_tokens, in_decoder + max_new_tokens + slack, stops)
+    return Shape(width, max_new_tokens, in_decoder + max_new_tokens + slack, stops,
+                 may_truncate=any(point.sampling.truncates for point in points))
 
   def _answer_ends(self, question):
     """The token sequences behind which an answer to a question is over."""
@@ -181,10 +187,18 @@ class PairRunner:
     Raises:
       ConfigError: the pair lacks a part that the method needs.
     """
-    method = methods.lookup(point.method)
+    decoder, params = self._build(point.method, dict(point.knob), point.num_draft_tokens)
+    if point.method in self._together and methods.lookup(point.method).drafts:
+      others = {name: self._build(name, methods.lookup(name).first_knob, point.num_draft_tokens)[0]
+                for name in self._together if methods.lookup(name).drafts and not methods.lookup(name).needs}
+      decoder = sharing.switched(decoder, point.method, others)
+    return decoder, params
+
+  def _build(self, name, knob, num_draft_tokens):
+    method = methods.lookup(name)
     return methods.build_decoder(
-        self.pair_with(method.needs), method, knob=dict(point.knob),
-        setting=methods.Setting(point.num_draft_tokens, self._bonus, self._detail))
+        self.pair_with(method.needs), method, knob=knob,
+        setting=methods.Setting(num_draft_tokens, self._bonus, self._detail))
 
   def pair_with(self, roles):
     """The pair, with those parts of some roles that there are; each is read once, when it is first asked for."""
@@ -243,7 +257,7 @@ class PairRunner:
         seed=[point.seed] * count if count else [], example_id=[question.index for question in questions],
         # A later turn draws other random numbers, also where its rounds start at the same positions (encoder-decoders).
         sample_index=[question.turn for question in questions], vocab_size=self._pair.target.vocab_size,
-        start_token=self._pair.tokenizer.pad_id)
+        start_token=self._pair.tokenizer.pad_id, may_truncate=shape.may_truncate)
     if not shape.stops[0]:
       return requests
     return requests.replace(stop_sequences=self._stop_sequences(questions, shape, batch))
@@ -255,6 +269,12 @@ class PairRunner:
       for place, tokens in enumerate(self._answer_ends(question)):
         found[row, place, :len(tokens)] = tokens
     return found
+
+  def compile(self, point, shape):
+    """The `CompileRecord`s of what was compiled now for a point. May be called from several threads."""
+    decoder, params = self.decoder(point)
+    return run.compile_ahead(
+        decoder, params, self._requests(point, [], shape), capacity=shape.capacity, first=_before_rounds(decoder))
 
   def generate(self, point, questions, shape):
     """`rows.Generation` of one batch; `questions` may be fewer than the batch, the rest is inert rows.
@@ -385,7 +405,7 @@ def _is_read(path, params):
 
 def load_runner(
     name, *, dtype, bonus, force_length, detail, vocabulary='same', chat_template='auto', heads=None,
-    autoregressive_head=None, ngrams=(), is_outline=False):
+    autoregressive_head=None, ngrams=(), together=(), is_outline=False):
   """The `PairRunner` of a built-in pair, or of the two checkpoints TARGET::DRAFTER.
 
   Args:
@@ -393,6 +413,7 @@ def load_runner(
     dtype, bonus, force_length, detail, vocabulary: as in `evaluate.evaluate`.
     chat_template: one of `framing.CHOICES`; 'auto' is what the target's folder says.
     heads, autoregressive_head, ngrams: files of parts, as in `evaluate.evaluate`.
+    together: as of `PairRunner`.
     is_outline: whether shapes stand for the parameters: it knows all sizes and cannot generate.
 
   Raises:
@@ -415,7 +436,7 @@ def load_runner(
       pair, checkpoint_sha256=digest, dtype=dtype, bonus=bonus, force_length=force_length, detail=detail,
       chat_template='none' if chat_template == 'auto' else chat_template,
       load_part=parts.loader(name, dtype=jnp.dtype(dtype), files={
-          'heads': heads, 'autoregressive_head': autoregressive_head, 'ngrams': ngrams}))
+          'heads': heads, 'autoregressive_head': autoregressive_head, 'ngrams': ngrams}), together=together)
 
 
 def _outline_of(name, dtype):

@@ -8,6 +8,7 @@ Greedy outputs are compared with the target's own of the same visit. Where the v
 its rows wait for it, and a killed visit is measured again.
 """
 
+import concurrent.futures
 import logging
 import os
 import time
@@ -27,6 +28,8 @@ from specjax.evaluation import rows as rows_lib
 LOG = logging.getLogger('specjax.eval')
 
 RUNNER_SETTINGS = ('dtype', 'bonus', 'force_length', 'detail')
+# Compilations at a time: each holds the module it works on in memory.
+MAX_COMPILATIONS = 4
 OPTIONAL_SETTINGS = {'vocabulary': 'same', 'chat_template': 'auto', **parts.ARGUMENTS}
 
 
@@ -119,6 +122,8 @@ class Sweep:
     for name, default in OPTIONAL_SETTINGS.items():  # A runner without checkpoints of the user need not know them.
       if self._config.get(name, default) != default:
         settings[name] = self._config[name]
+    if self._config.get('share_executables'):
+      settings['together'] = tuple(self._config['methods'])
     runner = self._load_runner(pair, **settings)
     questions = {name: ask(task.examples, runner) for name, task in self._tasks.items()}
     shape = runner.shape(
@@ -135,18 +140,14 @@ class Sweep:
                for repeat in range(self._config['repeats']) for question in asked)
 
   def _warm_up(self, runner, points, questions, shape):
-    """Compiles every structure, outside of everything that is timed, and says what it took."""
-    start, compiled = time.perf_counter(), []
+    """Compiles every structure and runs it, outside of everything that is timed, and says what it took."""
+    start = time.perf_counter()
+    compiled = self._compile(runner, points, shape)
+    seconds = time.perf_counter() - start
     for point in points:
-      self._signals.check()
-      before = len(runner.compile_log())
       for _ in range(self._config['warmups']):
+        self._signals.check()
         runner.generate(point, questions[point.task][:point.batch], shape)
-      for record in runner.compile_log()[before:]:
-        compiled.append(record._asdict() | {'structure': ' '.join(map(str, point.structure))})
-        LOG.info('compiled %-7s of %s %s K=%d B=%d: trace %.2f s, compile %.2f s (%s)', record.name, *point.structure,
-                 record.trace_seconds, record.compile_seconds, record.shapes)
-    seconds = sum(record['trace_seconds'] + record['compile_seconds'] for record in compiled)
     LOG.info('%d executables in %.1f s; warm-up %.1f s in all', len(compiled), seconds, time.perf_counter() - start)
     self._session['executables'] += compiled
     self._session['n_compiles'] += len(compiled)
@@ -157,6 +158,23 @@ class Sweep:
         directory = os.path.join(self._out.path, 'profile', '-'.join(map(str, point.structure)))
         with jax.profiler.trace(directory):
           runner.generate(point, questions[point.task][:point.batch], shape)
+
+  def _compile(self, runner, points, shape):
+    """What was compiled for some points, with its structure; several at a time, as one compilation idles part of the time."""
+    compiled = []
+    with concurrent.futures.ThreadPoolExecutor(max_workers=min(MAX_COMPILATIONS, os.cpu_count() or 1)) as pool:
+      running = {pool.submit(runner.compile, point, shape): point for point in points}
+      try:
+        for done in concurrent.futures.as_completed(running):
+          self._signals.check()
+          structure = running[done].structure
+          for record in done.result():
+            compiled.append(record._asdict() | {'structure': ' '.join(map(str, structure))})
+            LOG.info('compiled %-7s of %s %s K=%d B=%d: trace %.2f s, compile %.2f s (%s)', record.name, *structure,
+                     record.trace_seconds, record.compile_seconds, record.shapes)
+      finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return compiled
 
   def _measure(self, block, runner, asked, shape):
     size = block.points[0].batch

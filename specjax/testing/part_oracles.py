@@ -39,6 +39,7 @@ _ROUTERS = {
     routers.EntropyRouter: lambda router: routing_oracles.entropy(router.threshold),
     routers.RandomRouter: lambda router: routing_oracles.random(router.rate),
     routers.DiffOracle: lambda router: routing_oracles.difference(router.threshold),
+    routers.KLOracle: lambda router: routing_oracles.divergence(router.threshold, router.direction, router.is_flipped),
 }
 _EXACT_ON_TREES = (speculative.RecursiveVerifier, speculative.TraversalVerifier, speculative.KSequentialVerifier)
 _STOPPING = {

@@ -86,13 +86,18 @@ class FakeRunner:
   def compile_log(self):
     return tuple(self._log)
 
+  def compile(self, point, shape):
+    records = [Record('prefill', f'capacity={shape.capacity}', 0.1, 0.5), Record('decode', '', 0.2, 1.5)]
+    self._structures.add(point.structure)
+    self._log += records
+    return records
+
   def generate(self, point, questions, shape):
     if self._before is not None:
       self._before(point)
     self.calls.append((point, [question.id for question in questions]))
     if point.structure not in self._structures or self.late_compiles:
-      self._structures.add(point.structure)
-      self._log += [Record('prefill', f'capacity={shape.capacity}', 0.1, 0.5), Record('decode', '', 0.2, 1.5)]
+      self.compile(point, shape)
     simulated = [self._row(point, question, shape.max_new_tokens) for question in questions]
     rounds = max(steps for _, steps, _, _ in simulated)
     per_round = 0.004 if point.method != 'autoregressive_drafter' else 0.0011

@@ -49,7 +49,7 @@ def test_run_json_says_what_was_measured(tmp_path):
   run = json.loads((tmp_path / 'run.json').read_text())
   session = run['sessions'][0]
   assert session['n_compiles'] == len(session['executables']) == 10 and session['n_compiles_after_warm_up'] == 0
-  assert session['compile_s'] == pytest.approx(5 * 2.3)
+  assert 0 < session['compile_s'] < 5 * 2.3  # Wall time: several compile at a time.
   assert session['ended'] >= session['started'] and run['finished']
   assert {'git', 'versions', 'chip', 'xla', 'prng'} <= session.keys()
   assert run['pairs']['gemma']['checkpoint_sha256'] == 'cd'
