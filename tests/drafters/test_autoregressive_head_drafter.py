@@ -65,7 +65,7 @@ class Reference:
 
     def hidden(tokens, encoder):
       extra = {} if encoder is None else dict(
-          encoder_tokens=encoder, encoder_positions=np.zeros_like(encoder), encoder_segments=np.ones_like(encoder))
+          encoder_tokens=encoder, encoder_positions=jnp.zeros_like(encoder), encoder_segments=jnp.ones_like(encoder))
       batch = types.TrainingBatch(
           tokens=tokens, targets=tokens, weights=ones, positions=positions, segments=ones, **extra)
       return target.forward(params['target'], batch).hidden
