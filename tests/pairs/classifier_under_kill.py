@@ -13,7 +13,7 @@ import sys
 import time
 
 import jax
-from jax.extend import backend
+from jax._src import xla_bridge
 import numpy as np
 import orbax.checkpoint  # Before the forks.
 import array_record.python.array_record_module
@@ -63,7 +63,7 @@ def main(directory, num_kills, seed, forgetful):
   directory, draws = pathlib.Path(directory), random.Random(seed)
   child = save_under_kill.forked(lambda: tiny_pairs.save(directory / 'models', 't5'))
   assert save_under_kill.ended(child) == 0
-  assert not backend.backends_are_initialized()  # Its threads would not live on in a fork.
+  assert not xla_bridge.backends_are_initialized()  # Its threads would not live on in a fork.
   models, peace, killed = directory / 'models', directory / 'peace', directory / 'killed'
   assert save_under_kill.ended(life(models, peace, False)) == 0
   began = time.monotonic()  # The second time everything is compiled.
