@@ -48,6 +48,7 @@ def test_chunks_of_any_width_give_what_one_pass_gives(head, pairs):
   np.testing.assert_array_equal(head.length(cache), [8, 6, 9])
 
 
+@pytest.mark.nightly
 def test_what_is_rewound_is_forgotten(head, pairs):
   params = exactness.random_params(head, 1)
   whole = forward(head, params, *pairs)

@@ -63,6 +63,7 @@ def test_trained_heads_are_exported_for_the_target_they_were_trained_on(tmp_path
   assert description['recipe']['num_examples'] == 8 and description['vocab_size'] == builtin.VOCAB_SIZE
 
 
+@pytest.mark.nightly
 def test_heads_trained_on_states_from_disk_are_the_same_and_the_states_are_written_once(tmp_path, target):
   computed, stored = tmp_path / 'computed', tmp_path / 'stored'
   assert train(computed) and train(stored, hidden_states='float32')
@@ -124,6 +125,7 @@ def test_options_that_do_not_fit_are_refused_before_anything_is_written(tmp_path
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.nightly
 def test_the_same_run_with_other_options_is_another_run(tmp_path):
   train(tmp_path)
   with pytest.raises(errors.ConfigError, match='model.training.hidden_states'):

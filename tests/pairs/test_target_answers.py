@@ -64,6 +64,7 @@ def test_answers_are_what_generate_gives_token_for_token(pair, tmp_path):
     assert prompts.target_tokens(example, pair.tokenizer) == list(tokens)
 
 
+@pytest.mark.nightly
 def test_sampled_answers_depend_on_the_seed_and_not_on_the_batch(pair, tmp_path):
   texts = lambda name, **changes: {example.id: example.targets for example in answers_of(
       pair, tmp_path / name, temperature=1.5, **changes)(examples(), length=128)}
@@ -88,6 +89,7 @@ def test_a_damaged_part_is_made_again(pair, tmp_path):
   assert answers_of(pair, tmp_path)(examples(), length=128) == answered
 
 
+@pytest.mark.nightly
 def test_answers_that_do_not_end_are_left_out(pair, tmp_path):
   whole = answers_of(pair, tmp_path)(examples(), length=128)
   lengths = sorted(len(prompts.target_tokens(example, pair.tokenizer)) for example in whole)

@@ -64,6 +64,7 @@ def test_loss_is_that_of_the_next_state_and_of_its_law_by_hand():
   np.testing.assert_allclose(make(feature_weight=0.0, token_weight=2.0)[0], 2 * tokens, rtol=1e-5)
 
 
+@pytest.mark.nightly
 def test_segments_are_scored_as_if_they_stood_alone():
   params, constants = random_params()
   text = np.random.RandomState(1).randint(0, VOCAB, (1, 10))

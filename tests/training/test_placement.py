@@ -33,6 +33,7 @@ print(json.dumps({
 """
 
 
+@pytest.mark.nightly
 def test_four_devices_train_like_one_and_resume_bit_for_bit(tmp_path):
   process = subprocess.run(
       [sys.executable, '-c', SCRIPT, str(tmp_path)], text=True, capture_output=True, cwd=pathlib.Path(__file__).parent,
