@@ -83,7 +83,7 @@ def test_typical_acceptance_has_no_law_of_single_tokens():
   assert certificate.token_law(decoder) is None
   with pytest.raises(NotImplementedError, match='TypicalVerifier'):
     part_oracles.law_of(decoder, exactness.Oracle.of(
-        [exactness.Request(prompt=(1,), max_new_tokens=1)], target=decoder.target, drafter=None,
+        [exactness.Request(prompt=(1,), max_new_tokens=2)], target=decoder.target, drafter=None,
         params=toy.toy_pair(vocab_size=3, seed=0).params), 0)
 
 
