@@ -71,7 +71,10 @@ def main(argv):
 def _check_words(verb, chosen, given, words):
   """`ConfigError` for words behind a verb that it does not take, and for a configuration that it would not read."""
   if len(given.operands) > chosen.max_words:
-    verbs.lookup(given.operands[chosen.max_words])
+    if chosen.max_words:
+      raise ConfigError(what=f'words behind {verb}', where='command line', got=' '.join(given.operands),
+                        expected=f'at most {chosen.max_words}')
+    verbs.lookup(given.operands[0])
     raise ConfigError(what='verb', where='command line', got=' '.join(given.operands), expected=f'{verb} alone',
                       fix='A verb stands in front of its flags.')
   ignored = [word for word in words if word.startswith(('--gin', '--allow'))]

@@ -120,6 +120,9 @@ def test_list_names_everything(capsys):
 @pytest.mark.parametrize('argv, text', [
     (('--thresolds=0.1',), 'did you mean --thresholds?'),
     (('evaluate',), 'one of run, bench, validate, calibrate, certify, drafts, compare, plot, list'),
+    (('compare', 'A', 'B', 'C'), 'at most 2'), (('plot', 'A', 'B'), 'at most 1'),
+    (('certify', '--method=cascade_chow', '--output_path=/dev/null'), 'cannot be written'),
+    (('calibrate', '--method=cascade_chow', '--deferral_rate=0.3', '--output_path=/dev/null/x'), 'cannot be written'),
     (('list', 'chips'), 'one of methods, tasks, pairs'), (('plot',), 'plot DIR'), (('run', '--repeats=x'), '--repeats'),
     ((), 'output_path'), (('plot', '/nonexistent-results'), 'no results'),
     (('calibrate', '--output_path=x'), 'method'), (('calibrate', '--method=lossy', '--output_path=x'), 'exactly one'),

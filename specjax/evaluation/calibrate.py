@@ -110,6 +110,7 @@ def calibrate(
   config = {name: value for name, value in locals().items()
             if name not in ('output_path', 'data_dir', 'overwrite', 'load_runner')}
   chosen = _checked(config)
+  output.check_writable(output_path, where='calibrate.output_path')
   path = pathlib.Path(output_path) / CALIBRATION
   if path.exists() and not overwrite:
     raise ConfigError(what='a calibration is there', where=str(path), fix='Add --overwrite, or another --output_path.')

@@ -54,6 +54,7 @@ def certify(
     ConfigError, ParamError: before anything compiles.
   """
   config = {name: value for name, value in locals().items() if name not in ('output_path', 'overwrite')}
+  output.check_writable(output_path, where='certify.output_path')
   path = pathlib.Path(output_path) / CERTIFICATE
   if path.exists() and not overwrite:
     raise ConfigError(what='a certificate is there', where=str(path), fix='Add --overwrite, or another --output_path.')

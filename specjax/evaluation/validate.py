@@ -6,7 +6,6 @@ It asks the functions that `evaluate` asks, one by one, with shapes in place of 
 import contextlib
 import logging
 import math
-import os
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -135,7 +134,6 @@ def _examine(arguments, checklist):
   facts += costs
   if arguments['output_path']:  # Empty where it is missing, which has been said.
     checklist.attempt(output.check_free, arguments['output_path'], **{name: arguments[name] for name in _WHEN_THERE})
-    checklist.attempt(_check_writable, arguments['output_path'])
   if not checklist.problems and arguments['resume']:
     facts.append(('output', checklist.attempt(_resumed, arguments['output_path'], given, tasks)))
   return [fact for fact in facts if fact[1] is not None], list(_notes(arguments, given, axes, tasks))
@@ -256,15 +254,6 @@ def _memory(runner, point, shape):
 def _bytes(size):
   power = min(len(_UNITS) - 1, int(math.log2(max(1, size)) // 10))
   return f'{size / 1024**power:.1f} {_UNITS[power]}' if power else f'{size} B'
-
-
-def _check_writable(directory):
-  """Raises `ConfigError` where the directory could not be made or written to."""
-  path = pathlib.Path(directory).absolute()
-  existing = next(parent for parent in (path, *path.parents) if parent.exists())
-  if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
-    raise ConfigError(what='output_path cannot be written', where='evaluate.output_path', got=str(existing),
-                      expected='a directory of yours')
 
 
 def _resumed(directory, given, tasks):
