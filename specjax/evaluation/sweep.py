@@ -11,6 +11,7 @@ its rows wait for it, and a killed visit is measured again.
 import concurrent.futures
 import logging
 import os
+import re
 import time
 from typing import NamedTuple
 
@@ -155,8 +156,7 @@ class Sweep:
     self._out.save()
     if self._profile:
       for point in points:
-        directory = os.path.join(self._out.path, 'profile', '-'.join(map(str, point.structure)))
-        with jax.profiler.trace(directory):
+        with jax.profiler.trace(os.path.join(self._out.path, 'profile', profile_name(point.structure))):
           runner.generate(point, questions[point.task][:point.batch], shape)
 
   def _compile(self, runner, points, shape):
@@ -266,6 +266,11 @@ class Sweep:
     self._session['ended'] = time.time()
     self._out.run['finished'] = True
     self._out.save()
+
+
+def profile_name(structure):
+  """The name of the directory with a structure's trace: one name, also where the pair is two paths."""
+  return re.sub(r'[^A-Za-z0-9_.]+', '-', '-'.join(map(str, structure)))[-100:].strip('-.')
 
 
 def largest(points):
