@@ -13,7 +13,7 @@ import sys
 import time
 
 import jax
-from jax.extend import backend
+from jax._src import xla_bridge  # Nothing public says whether a backend was started.
 import numpy as np
 import orbax.checkpoint  # Before the forks.
 
@@ -93,7 +93,7 @@ def rows_without_times(run_dir):
 
 def main(directory, num_kills, seed, forgetful):
   directory, draws = pathlib.Path(directory), random.Random(seed)
-  assert not backend.backends_are_initialized()  # Its threads would not live on in a fork.
+  assert not xla_bridge.backends_are_initialized()  # Its threads would not live on in a fork.
   peace, killed = directory / 'peace', directory / 'killed'
   began = time.monotonic()
   child, startup = life(peace, False), None
