@@ -127,7 +127,7 @@ def plant_a_cache_that_keeps_what_was_drafted(monkeypatch):
 
   def propose(self, params, state, *args, **kwargs):
     proposal, after = real(self, params, state, *args, **kwargs)
-    longer = after.cache.replace(length=after.cache.length + (proposal.length > 0))
+    longer = after.cache.replace(length=after.cache.length + jnp.minimum(proposal.length, 1))
     return proposal, after._replace(cache=longer)
 
   monkeypatch.setattr(drafter_lib.AutoregressiveHeadDrafter, 'propose', propose)
