@@ -27,8 +27,8 @@ from specjax.checkpoints import native
 from specjax.evaluation import reliability_plots
 
 FLAGS = dict(
-    pairs='t5', num_questions=120, seed=2, max_new_tokens=8, point_batch_size=8, steps=400, batch_size=32, warmup_steps=2,
-    positive_rate=0.3, log_every=20, evaluate_every=200, save_every=20, tensorboard='false', progress='false',
+    pairs='t5', num_questions=120, seed=2, max_new_tokens=8, point_batch_size=8, steps=3000, batch_size=32, warmup_steps=2,
+    positive_rate=0.3, log_every=50, evaluate_every=1000, save_every=50, tensorboard='false', progress='false',
     answers='reference,backoff', **{'gin.classifier_recipe.train.classifiers': "{'kl_classifier': [4]}"})
 
 

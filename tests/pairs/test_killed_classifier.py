@@ -28,7 +28,7 @@ def train_under_kill(directory, num_kills, plant):
 def test_killed_at_random_moments_gives_the_same_classifier(tmp_path):
   result = train_under_kill(tmp_path, 8, 'as_it_is')
   assert result['killed'] >= 5 and result['different'] == [], result
-  assert any(0 < moment < 400 for moment in result['moments']), result  # Some died in training.
+  assert any(0 < moment < 3000 for moment in result['moments']), result  # Some died in training.
 
 
 @pytest.mark.nightly
