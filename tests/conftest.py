@@ -21,19 +21,23 @@ pytest_plugins = ['specjax.testing.plugin']  # --mutant=M05 plants a bug
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
-SAMPLED = ('tests/exactness/test_exact_', 'tests/mutants/')  # half of the CPU time of everything together
-EVERY = 8
+# Parametrized tests of which the default suite runs one case in so many: most of the CPU time of everything together.
+SAMPLED = {
+    'tests/exactness/test_exact_': 8, 'tests/mutants/': 8, 'tests/conformance/': 3, 'tests/decode/test_routed.py': 3,
+    'tests/decode/test_sequence_cascade.py': 3, 'tests/drafters/test_heads.py': 3, 'tests/drafters/test_model_tree.py': 3,
+    'tests/drafters/test_refinement.py': 3, 'tests/evaluation/test_runner.py': 4}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m "not nightly" looks at the marks
 def pytest_collection_modifyitems(items):
-  """Leaves one in eight cases of the costly parametrized tests in the default suite; the nightly one runs all."""
+  """Marks what `SAMPLED` leaves out as nightly; the nightly suite runs all."""
   seen = collections.Counter()
   for item in items:
     path = item.path.relative_to(ROOT).as_posix()
-    if path.startswith(SAMPLED) and path != 'tests/exactness/test_exact_law.py' and hasattr(item, 'callspec'):
+    every = next((every for prefix, every in SAMPLED.items() if path.startswith(prefix)), 1)
+    if path != 'tests/exactness/test_exact_law.py' and hasattr(item, 'callspec'):
       family = path, item.originalname
-      if seen[family] % EVERY:
+      if seen[family] % every:
         item.add_marker(pytest.mark.nightly)
       seen[family] += 1
 
