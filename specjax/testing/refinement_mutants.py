@@ -24,7 +24,7 @@ CAPACITY = 48
 WEIGHT = 1.5
 TOP_K = 3
 
-_SCORE, _CANDIDATES, _TREE = ngrams.score, refinement_lib.best_candidates, lattice.prefix_tree
+_CANDIDATES, _TREE = refinement_lib.best_candidates, lattice.prefix_tree
 
 
 class Rounds:
@@ -205,9 +205,8 @@ def _():
 
 @_plant('R06', 'lattice_4', 'the back-off weight is left out')
 def _():
-  def score(model, entries, token):
-    return _SCORE(model.replace(backoffs=tuple(0 * backoffs for backoffs in model.backoffs)), entries, token)
-  return [(ngrams, 'score', score)]
+  original = ngrams.backoff
+  return [(ngrams, 'backoff', lambda model, order, entry: 0 * original(model, order, entry))]
 
 
 @_plant('R07', 'lattice_4', 'prefixes are kept by their own score, without what lies ahead')
